@@ -1,0 +1,196 @@
+"""Owns the machine side of a run: the device, its lock, workers, the shared image, telemetry."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Literal
+
+import torch
+
+from baselines import BASELINES
+from harness.build.manifest import Manifest
+from harness.environment import describe
+from harness.experiment import Cell, Experiment
+from harness.ledger import Ledger
+from harness.measure.telemetry import open_telemetry
+from harness.targets import Target, target_of_device
+from harness.verify.exam import Exam, ImageStore, Question
+from harness.worker.process import Worker, WorkerPool
+from harness.worker.protocol import RequestFailed, WorkerError
+from tasks.spec import Task, Workload
+
+# Modules that every worker needs sooner or later; importing them early hides their cost.
+_WARM = {"cuda": ("triton", "harness.worker.slots", "harness.worker.image"), "cpu": ("harness.worker.slots",)}
+
+
+class MachineError(RuntimeError):
+    """This machine is not what the experiment needs; the text names the way out."""
+
+
+@dataclass
+class Seat:
+    """A candidate in a worker of its own, kept over the cells of its group."""
+
+    manifest: Manifest
+    worker: Worker
+    interpreted: bool = False
+    entries: set[str] = field(default_factory=set)
+
+
+def machine_device(target: Target) -> torch.device:
+    """The device for a target; raises MachineError where this machine is another."""
+    if not target.is_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise MachineError(
+            f"this machine has no usable GPU, and {target.name} needs one. "
+            "Run `nox -s eval-cpu` here, or `attnbench doctor` to see why CUDA is not usable."
+        )
+    name = torch.cuda.get_device_name(0)
+    found = target_of_device(name)
+    if found is None or found.name != target.name:
+        fits = f"`nox -s eval-{found.name}`" if found else "an experiment file of your own with a known target"
+        raise MachineError(f"this machine has a {name}, not a {target.title}. What fits here: {fits}.")
+    return torch.device("cuda", 0)
+
+
+class Bench:
+    """Everything a cell needs of the machine. Use as a context manager."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        target: Target,
+        *,
+        task_folders: Sequence[Path] = (),
+        wrap: Sequence[str] = (),
+    ) -> None:
+        self.experiment, self.target = experiment, target
+        self.device = machine_device(target)
+        self.kind: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
+        self.task_folders = tuple(task_folders)
+        self.limits, self.policy = experiment.request_limits, experiment.policy
+        self.seed = experiment.seed if experiment.seed is not None else secrets.randbits(31)
+        self.ledger = Ledger()
+        self.sandboxed = bool(wrap)
+        self._lock = _lock_device(self.device)
+        self.images = ImageStore()
+        self._seats: dict[str, Seat] = {}
+        self._library: Worker | None = None
+        self._library_has: set[str] = set()
+        self._new_library()
+        self.pool = WorkerPool(str(self.device), wrap=wrap, warm=_WARM[self.kind])
+        self.telemetry = open_telemetry(self.device.index if self.kind == "cuda" else None)
+        self.environment = describe(target, self.device, "bubblewrap" if wrap else "none")
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.close()
+        if self._library is not None:
+            self._library.close()
+        self.images.close()
+        self.telemetry.close()
+        self._lock.close()
+
+    def fresh_seed(self) -> int:
+        """A new input seed; the sequence follows from the run's seed."""
+        self.seed = (self.seed * 6364136223846793005 + 1442695040888963407) % (1 << 62)
+        return self.seed >> 30
+
+    def exam(self, task: Task, workload: Workload, questions: Sequence[Question]) -> Exam:
+        """Draw inputs and expected values for a workload."""
+        with self.ledger.stage("oracle"):
+            return Exam(task, workload, questions, self.images, self.device, self.limits, self.task_folders)
+
+    def slots(self, cell: Cell) -> int:
+        """Rotating slots: together more than five times the L2, from two to sixteen."""
+        one = cell.task.bytes(cell.workload)
+        return max(2, min(16, -(-5 * self.target.l2_bytes // one)))
+
+    def _new_library(self) -> None:
+        self._library = Worker(str(self.device), trusted=True, warm=_WARM[self.kind])
+        self._library_has = set()
+
+    def library_worker(self) -> Worker:
+        """The trusted worker of the human baselines; a new one where the last died."""
+        if self._library is None or not self._library.alive:
+            if self._library is not None:
+                self._library.close()
+            self._new_library()
+        assert self._library is not None
+        with self.ledger.stage("worker start"):
+            self._library.wait_ready()
+        return self._library
+
+    def load_baseline(self, name: str, kernel: str) -> Worker:
+        """The library worker with this baseline loaded as `kernel`."""
+        worker = self.library_worker()
+        if kernel not in self._library_has:
+            worker.ask("load", {"kernel": kernel, "baseline": name}, limit_s=self.limits.load_s)
+            self._library_has.add(kernel)
+        return worker
+
+    def seat(self, manifest: Manifest, entry: str) -> Seat:
+        """The candidate's own worker with the entry for a task loaded; raises WorkerError."""
+        seat = self._seats.get(manifest.sha256)
+        if seat is None or not seat.worker.alive:
+            self.dismiss(manifest)
+            with self.ledger.stage("worker start"):
+                seat = Seat(manifest, self.pool.take())
+            self._seats[manifest.sha256] = seat
+        if entry not in seat.entries:
+            args = {"kernel": entry, "folder": str(manifest.folder.resolve()), "entry": entry, "backend": manifest.backend}
+            with self.ledger.stage("build"):
+                seat.interpreted = bool(seat.worker.ask("load", args, limit_s=self.limits.load_s)["interpreted"])
+            seat.entries.add(entry)
+        return seat
+
+    def dismiss(self, manifest: Manifest) -> None:
+        """Bury the candidate's worker, if it has one."""
+        seat = self._seats.pop(manifest.sha256, None)
+        if seat is not None:
+            self.pool.bury(seat.worker)
+
+    def after_failure(self, worker: Worker, error: WorkerError) -> None:
+        """A CUDA context does not survive a device error: such a worker is killed."""
+        if isinstance(error, RequestFailed) and error.kind == "device":
+            worker.kill()
+
+    def release(self, workers: Sequence[Worker]) -> None:
+        """Give back slots and graphs between cells."""
+        for worker in workers:
+            if worker.alive:
+                with contextlib.suppress(WorkerError):
+                    worker.ask("close_layout", limit_s=self.limits.call_s)
+
+
+def _lock_device(device: torch.device) -> IO[str]:
+    """One job at a time on a GPU: a lock in the temporary folder, by device index."""
+    name = f"attnbench-{device.type}-{device.index or 0}-{os.getuid()}.lock"
+    lock = (Path(tempfile.gettempdir()) / name).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise MachineError(f"another attnbench is measuring on {device}; wait for it to end") from error
+    return lock
+
+
+def usable_baselines(names: Sequence[str], task: Task, workload: Workload, target: Target) -> dict[str, str]:
+    """Baseline -> reason it cannot run this here, empty where it can."""
+    reasons = {}
+    for name in names:
+        baseline = BASELINES[name]
+        library = baseline.library()
+        reason = library.missing or baseline.unsupported(task, workload, target) or ""
+        reasons[name] = f"{reason} ({library.install})" if library.missing and library.install else reason
+    return reasons

@@ -1,0 +1,80 @@
+"""Owns the diagnosis of a machine: what can be measured here, and what to install for the rest."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from baselines import BASELINES
+from harness.environment import cpu_model, usable_cores
+from harness.measure.telemetry import open_telemetry
+from harness.targets import target_of_device
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis."""
+
+    what: str
+    usable: bool
+    state: str
+    advice: str = ""
+
+
+def findings() -> list[Finding]:
+    """Everything doctor shows, in order."""
+    return [_cpu(), *_gpus(), _telemetry(), *_backends(), _compiler(), *_baselines()]
+
+
+def _cpu() -> Finding:
+    return Finding("target cpu", True, f"{cpu_model()}, {usable_cores()} cores usable", "nox -s eval-cpu")
+
+
+def _gpus() -> list[Finding]:
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        state = f"torch {torch.__version__} is built for CUDA {built}, but finds no device" if built else (
+            f"torch {torch.__version__} is a CPU build"
+        )
+        return [Finding("GPU", False, state, "GPU targets need an NVIDIA GPU, its driver and a CUDA build of torch")]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(index)
+        target = target_of_device(name)
+        advice = f"nox -s eval-{target.name}" if target else "no target of this name; see harness/targets.py"
+        found.append(Finding(f"GPU {index}", target is not None, name, advice))
+    return found
+
+
+def _telemetry() -> Finding:
+    with open_telemetry(0 if torch.cuda.is_available() else None) as source:
+        return Finding("telemetry (NVML)", not source.reason, source.reason or f"driver {source.driver()}")
+
+
+def _backends() -> list[Finding]:
+    found = []
+    for name, needs in (("triton", "pip install triton"), ("numba", "pip install numba scipy")):
+        try:
+            module = __import__(name)
+            found.append(Finding(f"backend {name}", True, f"{name} {module.__version__}"))
+        except ImportError as error:
+            found.append(Finding(f"backend {name}", False, str(error), needs))
+    return found
+
+
+def _compiler() -> Finding:
+    path = shutil.which("g++") or shutil.which("clang++")
+    return Finding(
+        "C++ compiler", path is not None, path or "none found", "" if path else "FlexAttention on a CPU needs g++"
+    )
+
+
+def _baselines() -> list[Finding]:
+    found = []
+    for name, baseline in BASELINES.items():
+        library = baseline.library()
+        state = library.missing or f"{library.name} {library.version or ''}".strip()
+        found.append(Finding(f"baseline {name}", library.usable, state, library.install if library.missing else ""))
+    return found

@@ -1,0 +1,201 @@
+"""Owns what to run: an experiment file (TOML), checked, and the cells and trials it means."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from baselines import BASELINES
+from harness.build.manifest import Manifest
+from harness.measure.session import Policy
+from harness.targets import find_target
+from harness.verify.exam import Limits
+from tasks.spec import Task, TaskError, Workload
+
+SHIPPED = Path(__file__).parent / "experiments"
+
+
+class ExperimentError(ValueError):
+    """An experiment that cannot be run as written; the text says where and what to do."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RequestLimits(_Section):
+    """Wall-clock limits of one request to a worker, in seconds."""
+
+    load_s: float = Field(120.0, gt=0)
+    first_call_s: float = Field(180.0, gt=0, description="the first call of a shape, which may compile")
+    call_s: float = Field(30.0, gt=0)
+
+
+class Sampling(_Section):
+    """When a session has sampled enough."""
+
+    half_width: float = Field(0.002, gt=0, lt=1, description="of the 95 % interval of the median ratio")
+    time_cap_s: float = Field(2.0, gt=0, description="a session (one workload, one group of candidates)")
+    block_ms: float = Field(6.0, gt=0)
+    min_rounds: int = Field(10, ge=2)
+    max_rounds: int = Field(80, ge=2)
+
+
+class Experiment(_Section):
+    """What one run evaluates."""
+
+    target: str
+    tasks: tuple[str, ...]
+    workloads: tuple[str, ...] = Field(("paper",), description="workload sets; a task gives those it has")
+    dtypes: tuple[str, ...] = Field((), description="only these; empty: all of the set")
+    baselines: tuple[str, ...] = ("all",)
+    candidates: tuple[str, ...] = Field((), description="folders, relative to the experiment file or the caller")
+    seed: int | None = Field(None, description="None: fresh for every run")
+    group: int = Field(4, ge=1, description="candidates that share a session")
+    limits: RequestLimits = RequestLimits()
+    sampling: Sampling = Sampling()
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, value: str) -> str:
+        return find_target(value).name
+
+    @field_validator("baselines", "workloads", "tasks", "dtypes", "candidates", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("baselines")
+    @classmethod
+    def _known_baselines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "all" and name not in BASELINES:
+                near = difflib.get_close_matches(name, BASELINES, n=2) or list(BASELINES)
+                raise ValueError(f"unknown baseline {name!r}; did you mean {', '.join(near)}?")
+        if not value:
+            raise ValueError("at least one baseline is needed: it is the denominator of every speedup")
+        return value
+
+    @property
+    def baseline_names(self) -> tuple[str, ...]:
+        return tuple(BASELINES) if "all" in self.baselines else self.baselines
+
+    @property
+    def request_limits(self) -> Limits:
+        return Limits(**self.limits.model_dump())
+
+    @property
+    def policy(self) -> Policy:
+        cpu = self.target == "cpu"
+        return Policy(
+            **self.sampling.model_dump(),
+            flush_ms=30.0 if cpu else 0.1,
+            max_iterations=10 if cpu else 40,
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One workload of one task: what shares a session."""
+
+    task: Task
+    workload: Workload
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment means: baselines on every cell, candidates on those of their tasks."""
+
+    cells: tuple[Cell, ...]
+    baselines: tuple[str, ...]
+    candidates: tuple[Manifest, ...]
+    unusable: tuple[str, ...] = field(default=())  # candidates left out, each with its reason
+
+    def groups(self, size: int) -> list[tuple[Manifest, ...]]:
+        """Candidates in groups that share sessions; one empty group where there are none."""
+        chunks = [self.candidates[n : n + size] for n in range(0, len(self.candidates), size)]
+        return chunks or [()]
+
+
+def read_experiment(source: str, overrides: dict[str, Any] | None = None) -> Experiment:
+    """From a TOML file, or by the name of a shipped one; raises ExperimentError."""
+    path = Path(source)
+    if path.suffix != ".toml":
+        path = SHIPPED / f"{source}.toml"
+        if not path.exists():
+            shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
+            raise ExperimentError(f"no experiment {source!r}; shipped: {shipped}; or give a .toml file")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExperimentError(f"{path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ExperimentError(f"{path}: not TOML: {error}") from error
+    return experiment_of({**data, **(overrides or {})}, str(path))
+
+
+def experiment_of(data: dict[str, Any], where: str) -> Experiment:
+    """Validated; raises ExperimentError that names each wrong key."""
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            hint = ""
+            if item["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(key, Experiment.model_fields, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; keys: {', '.join(Experiment.model_fields)}"
+                item["msg"] = "unknown key"
+            lines.append(f"{where}: {key}: {item['msg'].removeprefix('Value error, ')}{hint}")
+        raise ExperimentError("\n".join(lines)) from error
+
+
+def make_plan(
+    experiment: Experiment, known: dict[str, Task], manifests: Sequence[Manifest]
+) -> Plan:
+    """Cells and candidates; raises ExperimentError or TaskError for names that do not exist."""
+    cells: list[Cell] = []
+    for name in experiment.tasks:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2) or sorted(known)
+            raise TaskError(f"unknown task {name!r}; did you mean {', '.join(near)}? See: attnbench tasks")
+        task = known[name]
+        cells.extend(Cell(task, w) for w in _workloads(task, experiment))
+    usable, unusable = [], []
+    for manifest in manifests:
+        reason = _unusable(manifest, experiment)
+        if reason:
+            unusable.append(f"{manifest.name}: {reason}")
+        else:
+            usable.append(manifest)
+    return Plan(tuple(cells), experiment.baseline_names, tuple(usable), tuple(unusable))
+
+
+def _workloads(task: Task, experiment: Experiment) -> list[Workload]:
+    """Those of the sets that the task has, each once, in the dtypes asked for."""
+    sets = [name for name in experiment.workloads if name in task.workloads]
+    if not sets:
+        task.workload_set(experiment.workloads[0])  # raises, naming the sets there are
+    found = {w.key: w for name in sets for w in task.workloads[name]}
+    kept = [w for w in found.values() if not experiment.dtypes or w.dtype in experiment.dtypes]
+    if not kept:
+        has = ", ".join(sorted({w.dtype for w in found.values()}))
+        asked = ", ".join(experiment.dtypes)
+        raise ExperimentError(f"task {task.name} has no workload in {asked} in {', '.join(sets)}; it has {has}")
+    return kept
+
+
+def _unusable(manifest: Manifest, experiment: Experiment) -> str:
+    if not set(manifest.tasks) & set(experiment.tasks):
+        return f"is for {', '.join(manifest.tasks)}, which this experiment does not run"
+    if not manifest.fits(experiment.target):
+        where = ", ".join(manifest.targets) or f"where the {manifest.backend} backend runs"
+        return f"is for {where}, not {experiment.target}"
+    return ""

@@ -1,0 +1,340 @@
+"""Owns one measuring session: contenders interleaved in mirrored order, judged from outside.
+
+Order of a round, for others O, duplicate D, candidate C and anchor A: O D C A | A C D O.
+Each contender has one block before and one after the round's middle, so a linear drift of
+the clock cancels in the ratio of block times. While one is timed, untrusted workers of
+others are stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.measure.statistics import Interval, bootstrap_median, paired_ratios, precise_enough, quantiles
+from harness.measure.telemetry import TelemetrySource
+from harness.records import Block, KernelRecord, Ratio, Summary, Telemetry
+from harness.worker.process import Worker
+from harness.worker.protocol import WorkerDied, WorkerError
+
+Clock = Literal["kernel_records", "graph_events", "stream_events", "wall"]
+
+
+@dataclass
+class ContenderFailed(Exception):
+    """One contender's worker failed or answered nonsense in the middle of a session."""
+
+    name: str
+    error: WorkerError
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.error}"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How long to sample. Precision is the half width of the 95 % interval of the median ratio."""
+
+    half_width: float = 0.002
+    block_ms: float = 6.0
+    min_iterations: int = 2
+    max_iterations: int = 40
+    min_rounds: int = 10
+    max_rounds: int = 80
+    time_cap_s: float = 2.0
+    screen_rounds: int = 3  # all that a contender behind the front gets; its time is not capped
+    near: float = 1.5  # times the anchor's time: still near the front
+    far: float = 4.0  # times the anchor's time: not worth a whole block
+    latency_calls: int = 15
+    flush_ms: float = 0.1  # poison and flush beside each iteration, for planning block sizes
+    request_s: float = 60.0
+
+
+@dataclass
+class Contender:
+    """One that is timed: where it is loaded, and what its plan said."""
+
+    name: str
+    worker: Worker
+    kernel: str
+    estimate_ms: float
+    captured: bool
+    judged: bool = True  # a candidate or the duplicate: sampling goes on until its ratio is precise
+
+
+@dataclass
+class _Track:
+    """What was sampled of one contender."""
+
+    blocks: list[Block] = field(default_factory=list)
+    events: list[list[float]] = field(default_factory=list)  # ms, by block
+    spans: list[list[float] | None] = field(default_factory=list)  # ms by kernel records, by block
+    kernels: list[list[tuple[str, float, float]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One contender's times at the end of a session."""
+
+    clock: Clock
+    device_time: Summary
+    graph_time: Summary | None
+    ratio: Ratio
+    blocks: tuple[Block, ...]
+    kernels: tuple[KernelRecord, ...]
+
+
+class Session:
+    """Samples contenders until the judged ones are precise or the time is up."""
+
+    def __init__(
+        self,
+        contenders: Sequence[Contender],
+        anchor: str,
+        policy: Policy,
+        telemetry: TelemetrySource,
+        device_kind: Literal["cpu", "cuda"],
+        slots: int,
+    ) -> None:
+        by_name = {c.name: c for c in contenders}
+        self.anchor = by_name[anchor]
+        # slowest outermost, the judged next to the anchor, the anchor in the middle
+        rest = sorted(
+            (c for c in contenders if c.name != anchor), key=lambda c: (c.judged, -c.estimate_ms)
+        )
+        self.order = [*rest, self.anchor]
+        self.policy, self.telemetry, self.device_kind = policy, telemetry, device_kind
+        self.tracks = {c.name: _Track() for c in self.order}
+        self.rounds: dict[str, list[int]] = {c.name: [] for c in self.order}
+        self.slots = slots
+        self.visited: dict[str, set[int]] = {}  # slots that hold a timed output of this phase, by contender
+        self._round = 0
+        self._started = time.monotonic()
+        self._sampled_s = 0.0
+        self.stopped: Literal["precise", "time_cap", "rounds_cap"] = "rounds_cap"
+
+    def sample(self, share: float) -> None:
+        """Rounds until precise, or until `share` of the time cap is used; kernel records throughout."""
+        self.visited = {c.name: set() for c in self.order}
+        recording = self._start_records()
+        logs: dict[int, list[tuple[str, int]]] = {id(w): [] for w in recording}
+        self.stopped = "rounds_cap"
+        while self._round < self.policy.max_rounds:
+            self._one_round(logs)
+            if self._round >= self.policy.min_rounds * share and self._precise():
+                self.stopped = "precise"
+                break
+            if self._sampled_s > self.policy.time_cap_s * share:
+                self.stopped = "time_cap"
+                break
+        self._stop_records(recording, logs)
+
+    def _one_round(self, logs: dict[int, list[tuple[str, int]]]) -> None:
+        running = [c for c in self.order if self._screening() or self._at_the_front(c)]
+        for contender in [*running, *reversed(running)]:
+            begin = time.monotonic()
+            index = self._block(contender)
+            if self._at_the_front(contender):
+                self._sampled_s += time.monotonic() - begin
+            if id(contender.worker) in logs:
+                logs[id(contender.worker)].append((contender.name, index))
+        for contender in running:
+            self.rounds[contender.name].append(self._round)
+        self._round += 1
+
+    def _screening(self) -> bool:
+        return self._round < self.policy.screen_rounds
+
+    def _at_the_front(self, contender: Contender) -> bool:
+        near = contender.estimate_ms <= self.policy.near * self.anchor.estimate_ms
+        return contender.judged or contender is self.anchor or near
+
+    def _iterations(self, contender: Contender) -> int:
+        if contender.estimate_ms > self.policy.far * self.anchor.estimate_ms:
+            return 1
+        wanted = self.policy.block_ms / (contender.estimate_ms + self.policy.flush_ms)
+        return int(min(max(wanted, self.policy.min_iterations), self.policy.max_iterations))
+
+    def _block(self, contender: Contender) -> int:
+        track = self.tracks[contender.name]
+        self._hush(contender.worker)
+        started = time.monotonic() - self._started
+        n = self._iterations(contender)
+        start = len(track.blocks) * n
+        args = {"kernel": contender.kernel, "iterations": n, "start": start}
+        try:
+            nonce = contender.worker.post("block", args)
+            telemetry = self.telemetry.sample() if self.device_kind == "cuda" else None
+            told = contender.worker.wait(nonce, limit_s=self._block_limit(contender, n))
+            samples = claimed_times(told, "samples_ms", n)
+        except WorkerError as error:
+            raise ContenderFailed(contender.name, error) from error
+        self.visited[contender.name].update((start + i) % self.slots for i in range(n))
+        track.events.append(samples)
+        track.spans.append(None)
+        track.kernels.append([])
+        track.blocks.append(_block(self._round, started, samples, telemetry))
+        return len(track.blocks) - 1
+
+    def _block_limit(self, contender: Contender, iterations: int) -> float:
+        return self.policy.request_s + 20 * iterations * contender.estimate_ms / 1e3
+
+    def _hush(self, active: Worker) -> None:
+        for contender in self.order:
+            if contender.worker is not active and not contender.worker.trusted:
+                contender.worker.stop()
+
+    def _workers(self) -> list[Worker]:
+        seen: dict[int, Worker] = {id(c.worker): c.worker for c in self.order}
+        return list(seen.values())
+
+    def _start_records(self) -> list[Worker]:
+        return [w for w in self._workers() if w.ask("start_records", limit_s=60.0).get("available") is True]
+
+    def _stop_records(self, workers: list[Worker], logs: dict[int, list[tuple[str, int]]]) -> None:
+        kernels = {c.name: c.kernel for c in self.order}
+        for worker in workers:
+            answer = worker.ask("stop_records", limit_s=60.0)
+            for (name, index), told in zip(logs[id(worker)], answer.get("blocks") or [], strict=False):
+                track = self.tracks[name]
+                spans = told["spans_ms"]
+                if told["kernel"] == kernels[name] and len(spans) == track.blocks[index].iterations:
+                    track.spans[index] = claimed_times(told, "spans_ms", len(spans))
+                    track.kernels[index] = [(str(k), float(n), float(ms)) for k, n, ms in told["kernels"]]
+
+    def abandon(self) -> None:
+        """After ContenderFailed: end recording in the workers that still live."""
+        for worker in self._workers():
+            if worker.alive:
+                with contextlib.suppress(WorkerError):
+                    worker.ask("stop_records", limit_s=60.0)
+
+    def _precise(self) -> bool:
+        return all(
+            precise_enough(self._interval(c.name, events=True)[0], self.policy.half_width)
+            for c in self.order
+            if c.judged
+        )
+
+    def _interval(self, name: str, *, events: bool) -> tuple[Interval, int]:
+        common = [r for r in self.rounds[self.anchor.name] if r in set(self.rounds[name])]
+        values = paired_ratios(
+            [self._pair(name, r, events) for r in common],
+            [self._pair(self.anchor.name, r, events) for r in common],
+        )
+        return bootstrap_median(values), len(common)
+
+    def _pair(self, name: str, round_: int, events: bool) -> tuple[float, float]:
+        track = self.tracks[name]
+        first, second = (n for n, b in enumerate(track.blocks) if b.round == round_)
+        return self._block_ms(track, first, events), self._block_ms(track, second, events)
+
+    @staticmethod
+    def _block_ms(track: _Track, index: int, events: bool) -> float:
+        spans = track.spans[index]
+        return quantiles(track.events[index] if events or spans is None else spans).median
+
+    def result(self, name: str) -> Sampled:
+        """What was sampled of one contender, by kernel records where every block of all has them."""
+        track = self.tracks[name]
+        recorded = all(s is not None for t in self.tracks.values() for s in t.spans)
+        contender = next(c for c in self.order if c.name == name)
+        clock: Clock = "wall" if self.device_kind == "cpu" else "stream_events"
+        if self.device_kind == "cuda" and recorded:
+            clock = "kernel_records"
+        elif contender.captured:
+            clock = "graph_events"
+        samples = [x for block in track.events for x in block]
+        device = [x for block in track.spans for x in block or []] if recorded else samples
+        interval, pairs = self._interval(name, events=not recorded)
+        return Sampled(
+            clock=clock,
+            device_time=_summary(device),
+            graph_time=_summary(samples) if recorded and contender.captured else None,
+            ratio=Ratio(
+                anchor=self.anchor.name,
+                median=interval.median,
+                low=interval.low,
+                high=interval.high,
+                pairs=pairs,
+                stopped=self.stopped if pairs == len(self.rounds[self.anchor.name]) else "screened",
+            ),
+            blocks=tuple(track.blocks),
+            kernels=_kernels(track.kernels),
+        )
+
+
+def claimed_times(answer: dict[str, Any], key: str, count: int) -> list[float]:
+    """The worker's samples, if they are `count` positive finite numbers; else WorkerDied."""
+    try:
+        samples = [float(x) for x in answer[key]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkerDied(f"the worker's {key} are not times") from error
+    if len(samples) != count or not all(0 < x < 1e9 for x in samples):
+        raise WorkerDied(f"the worker's {key} are not {count} times")
+    return samples
+
+
+def judge_slope_ms(
+    contender: Contender, request_s: float, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Time per iteration by the judge's own clock: slope between few and many iterations, warm caches."""
+    few = 2
+    many = few + int(min(max(20.0 / max(contender.estimate_ms, 0.01), 3), 200))
+    contender.worker.ask("spin", {"kernel": contender.kernel, "iterations": few}, limit_s=request_s)
+
+    def wall(iterations: int) -> float:
+        begin = clock()
+        args = {"kernel": contender.kernel, "iterations": iterations}
+        contender.worker.ask("spin", args, limit_s=request_s)
+        return (clock() - begin) * 1e3
+
+    short = min(wall(few), wall(few))
+    return max(0.0, (min(wall(many), wall(many)) - short) / (many - few))
+
+
+def slope_contradicts(claimed_ms: float, slope_ms: float, captured: bool) -> bool:
+    """Whether a claimed cold time is too short for what the judge saw warm.
+
+    A cold iteration is no shorter than a warm one; 20 % and the cost of a launch (20 us
+    for a graph, 300 us for eager Python) are allowed for.
+    """
+    slack_ms = 0.02 if captured else 0.3
+    return claimed_ms < 0.8 * slope_ms - slack_ms
+
+
+def latency(contender: Contender, policy: Policy) -> Summary:
+    """Eager call from Python, synchronised."""
+    calls = 3 if contender.estimate_ms > 50 else policy.latency_calls
+    args = {"kernel": contender.kernel, "calls": calls}
+    answer = contender.worker.ask("latency", args, limit_s=policy.request_s)
+    return _summary(claimed_times(answer, "samples_ms", calls))
+
+
+def _summary(samples: Sequence[float]) -> Summary:
+    q = quantiles(samples)
+    return Summary(median_ms=q.median, p10_ms=q.p10, p90_ms=q.p90, samples=q.n)
+
+
+def _block(round_: int, started_s: float, samples: list[float], telemetry: Telemetry | None) -> Block:
+    return Block(
+        round=round_,
+        started_s=round(started_s, 4),
+        iterations=len(samples),
+        median_ms=quantiles(samples).median,
+        telemetry=telemetry,
+    )
+
+
+def _kernels(blocks: list[list[tuple[str, float, float]]]) -> tuple[KernelRecord, ...]:
+    times: dict[str, list[tuple[float, float]]] = {}
+    for block in blocks:
+        for name, calls, ms in block:
+            times.setdefault(name, []).append((calls, ms))
+    return tuple(
+        KernelRecord(name=name[:300], calls=round(calls[0][0]), time_ms=quantiles([ms for _, ms in calls]).median)
+        for name, calls in times.items()
+    )

@@ -1,0 +1,357 @@
+"""Owns the file format: what a line of results.jsonl may say. Validators make bad states impossible.
+
+Everything on disk passes through these models; inside the harness frozen dataclasses of
+the respective module travel. Units are in the names. A reader of an older schema version
+either upgrades it here or says why it cannot (`read_result`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+PROTOCOL_VERSION = "1"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class RecordError(ValueError):
+    """A stored line that cannot be read; the text says which and why."""
+
+
+class Verdict(StrEnum):
+    """What became of a trial on a workload; docs/protocol.md explains each."""
+
+    OK = "ok"
+    SKIPPED = "skipped"  # a baseline or backend that cannot run this here; `reason` says why
+    NO_CODE = "no_code"
+    BUILD_ERROR = "build_error"
+    CRASH = "crash"
+    TIMEOUT = "timeout"
+    WRONG_SHAPE = "wrong_shape"
+    WRONG_NUMERICS = "wrong_numerics"
+    NON_DETERMINISTIC = "non_deterministic"
+    OUT_OF_BOUNDS = "out_of_bounds"
+    INTEGRITY = "integrity"
+    LIBRARY_DISPATCH = "library_dispatch"
+    IMPOSSIBLE = "impossible"
+    PROVEN = "proven"  # numerics right, speed not measurable here (interpreter, other GPU)
+    INFRA = "infra"  # our fault or the machine's: excluded from rates, counted apart
+
+
+class Stage(StrEnum):
+    """The funnel, in order; a trial's stage is the last one it completed."""
+
+    PLANNED = "planned"
+    GENERATED = "generated"
+    BUILT = "built"
+    RAN = "ran"
+    CORRECT = "correct"
+    CLEAN = "clean"
+    MEASURED = "measured"
+
+
+FUNNEL: tuple[Stage, ...] = tuple(Stage)[1:]
+
+_LAST_STAGE: Mapping[Verdict, Stage] = {
+    Verdict.OK: Stage.MEASURED,
+    Verdict.SKIPPED: Stage.PLANNED,
+    Verdict.NO_CODE: Stage.PLANNED,
+    Verdict.BUILD_ERROR: Stage.GENERATED,
+    Verdict.CRASH: Stage.BUILT,
+    Verdict.TIMEOUT: Stage.BUILT,
+    Verdict.WRONG_SHAPE: Stage.BUILT,
+    Verdict.WRONG_NUMERICS: Stage.RAN,
+    Verdict.NON_DETERMINISTIC: Stage.RAN,
+    Verdict.OUT_OF_BOUNDS: Stage.RAN,
+    Verdict.INTEGRITY: Stage.CORRECT,
+    Verdict.LIBRARY_DISPATCH: Stage.CORRECT,
+    Verdict.IMPOSSIBLE: Stage.CLEAN,
+    Verdict.PROVEN: Stage.CLEAN,
+    Verdict.INFRA: Stage.PLANNED,
+}
+
+# Verdicts that count neither as success nor as failure of the candidate.
+NOT_COUNTED = frozenset({Verdict.SKIPPED, Verdict.INFRA})
+
+
+class Record(BaseModel):
+    """Base of all records: unknown keys are refused, values frozen, NaN and infinity not written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class WorkloadRecord(Record):
+    """The shape a result is about; `key` is unique within the task."""
+
+    key: str
+    batch: int
+    heads: int
+    kv_heads: int
+    seq_q: int
+    seq_k: int
+    dim: int
+    dim_v: int
+    dtype: str
+    scale: float
+    parameters: dict[str, float] = {}
+    causal: bool = False
+    label: str = ""
+    flops: int = Field(description="GEMM operations over visible pairs")
+    bytes: int = Field(description="fewest bytes through device memory")
+
+
+class CandidateRecord(Record):
+    """What was run: a human baseline or a candidate, identified by the hash of its content."""
+
+    sha256: Sha256
+    name: str
+    kind: Literal["baseline", "candidate"]
+    method: str = Field(description="baseline, folder, vanilla, tl, ...")
+    backend: str = Field(description="torch, triton, numba, cuda, gluon, or the library of a baseline")
+    family: str = Field("", description="library of a baseline, with its version: 'cudnn 9.19'")
+    model: str = ""
+    files: dict[str, Sha256] = Field(default={}, description="name -> hash of each source file in artifacts/")
+
+
+class Check(Record):
+    """One output compared with the oracle on one input."""
+
+    workload: str
+    recipe: str
+    seed: int
+    passed: bool
+    error_max: float = Field(description="max |out - ref|")
+    error_allowed: float = Field(description="the bound of docs/protocol.md for that input")
+    tile_error: float = Field(description="worst RMS error of a (batch, head, 64-row) tile over the tile's RMS")
+    tile_error_allowed: float
+    cosine_distance: float
+    timed: bool = Field(False, description="the output came from a timed iteration")
+    reference: Literal["float64", "float32"] = "float64"
+    note: str = ""
+
+
+class Verification(Record):
+    """Everything the judge checked for one candidate on one workload."""
+
+    checks: tuple[Check, ...] = ()
+    repeats_identical: bool | None = Field(None, description="None: not reached")
+    inputs_untouched: bool | None = None
+    detectors: tuple[str, ...] = Field(default=(), description="integrity findings, by detector name")
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(c.passed for c in self.checks)
+
+
+class Summary(Record):
+    """Order statistics of samples, in milliseconds."""
+
+    median_ms: Positive
+    p10_ms: Positive
+    p90_ms: Positive
+    samples: int = Field(ge=1)
+
+
+class Ratio(Record):
+    """Speedup of this candidate over `anchor`: paired time ratio of neighbouring blocks, > 1 is faster."""
+
+    anchor: str = Field(description="name of the baseline in the denominator")
+    median: Positive
+    low: Positive = Field(description="lower end of the 95 % bootstrap interval of the median")
+    high: Positive
+    pairs: int = Field(ge=1, description="A/B/B/A quadruples")
+    stopped: Literal["precise", "time_cap", "rounds_cap", "screened"] = Field(
+        description="why sampling ended; screened: far from the front, few blocks taken"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.median <= self.high:
+            raise ValueError("interval must contain the median")
+        return self
+
+
+class Telemetry(Record):
+    """NVML's word on one block; None where the device does not say."""
+
+    sm_mhz: float | None = None
+    memory_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle: tuple[str, ...] = ()
+
+
+class Block(Record):
+    """Consecutive timed iterations of one contender."""
+
+    round: int
+    started_s: float = Field(description="seconds since the session's start")
+    iterations: int
+    median_ms: Positive
+    telemetry: Telemetry | None = None
+
+
+class KernelRecord(Record):
+    """One device kernel of a call, by its own name."""
+
+    name: str
+    calls: int = Field(description="launches in one call of the candidate")
+    time_ms: float = Field(description="median of the sum over one call")
+
+
+class Measurement(Record):
+    """How long one candidate took on one workload, beside its anchor in the same session."""
+
+    clock: Literal["kernel_records", "graph_events", "stream_events", "wall"]
+    captured: bool = Field(description="timed as replays of a CUDA graph")
+    device_time: Summary
+    call_latency: Summary | None = None
+    graph_time: Summary | None = Field(None, description="cross-check of device time by events around replays")
+    ratio: Ratio
+    noise: Ratio | None = Field(None, description="the duplicate anchor's ratio: the session's noise floor")
+    blocks: tuple[Block, ...] = ()
+    kernels: tuple[KernelRecord, ...] = ()
+    judge_slope_ms: float | None = Field(None, description="the judge's own time per iteration, from outside")
+    floor_ms: float | None = Field(None, description="max(FLOPs / peak, bytes / bandwidth) of the target")
+    tflops: Positive = Field(description="useful TFLOP/s at the median device time")
+    percent_of_peak: float | None = None
+    gbytes_per_s: Positive
+    percent_of_bandwidth: float | None = None
+
+
+class Cost(Record):
+    """What a trial spent; wall time by stage in seconds, tokens and money for generated candidates."""
+
+    wall_s: dict[str, float] = {}
+    tokens_in: int = 0
+    tokens_out: int = 0
+    usd: float = 0.0
+
+
+class Identity(Record):
+    """What makes two results the same result."""
+
+    task: Sha256 = Field(description="hash of the task file")
+    workload: str
+    candidate: Sha256
+    target: str
+    harness: str
+    protocol: str = PROTOCOL_VERSION
+    sample: int = 0
+
+    @property
+    def digest(self) -> str:
+        return content_hash(self.model_dump())
+
+
+class Result(Record):
+    """The record of a trial on one workload: one line of results.jsonl."""
+
+    schema_version: Literal[1] = 1
+    id: Sha256 = Field(description="hash of the identity")
+    identity: Identity
+    task: str
+    target: str
+    device: str = Field(description="the device's own name, as found")
+    environment: Sha256 = Field(description="hash of environment.json of the invocation")
+    workload: WorkloadRecord
+    candidate: CandidateRecord
+    verdict: Verdict
+    reason: str = Field("", description="one sentence for a person; required unless ok")
+    sandboxed: bool = False
+    verification: Verification | None = None
+    measurement: Measurement | None = None
+    cost: Cost = Cost()
+    recorded_at: str = Field(description="UTC, ISO 8601")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.id != self.identity.digest:
+            raise ValueError("id is not the hash of the identity")
+        if self.verdict is Verdict.OK:
+            if self.measurement is None:
+                raise ValueError("a result that is ok must carry a measurement")
+            if self.verification is None or not self.verification.passed:
+                raise ValueError("a result that is ok must carry passed checks")
+        elif not self.reason:
+            raise ValueError(f"a result that is {self.verdict} must say why")
+        if self.measurement is not None and self.verdict not in MEASURED_VERDICTS:
+            raise ValueError(f"a result that is {self.verdict} must not carry a measurement")
+        if self.verdict is Verdict.WRONG_NUMERICS and (
+            self.verification is None or self.verification.passed
+        ):
+            raise ValueError("wrong_numerics must carry the failed check")
+        return self
+
+    @property
+    def stage(self) -> Stage:
+        """The last stage of the funnel this trial completed."""
+        return _LAST_STAGE[self.verdict]
+
+
+MEASURED_VERDICTS = frozenset({Verdict.OK, Verdict.LIBRARY_DISPATCH, Verdict.IMPOSSIBLE, Verdict.INTEGRITY})
+
+
+class Environment(Record):
+    """The machine and software of one invocation, as found; nothing here was set by the harness."""
+
+    device: str
+    target: str
+    harness: str
+    python: str
+    platform: str
+    cpu: str = ""
+    cores: int = 0
+    driver: str = ""
+    cuda: str = ""
+    libraries: dict[str, str] = {}
+    gpu: dict[str, str] = Field(default={}, description="power limit, clocks, persistence, ECC as found")
+    baselines: dict[str, str] = Field(default={}, description="baseline -> 'usable' or the reason it is not")
+    sandbox: str = "none"
+
+    @property
+    def digest(self) -> str:
+        return content_hash(self.model_dump())
+
+
+class RunSummary(Record):
+    """What one invocation of a run took: stages in exclusive wall seconds (`summary.jsonl`)."""
+
+    started_at: str
+    wall_s: float
+    stages_s: dict[str, float]
+    gpu_work_s: float = Field(description="wall time in which the device verified or timed")
+    results: int
+    interrupted: bool = False
+
+
+def content_hash(value: Mapping[str, Any]) -> str:
+    """SHA-256 of canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_result(line: str) -> Result:
+    """Parse one line; raises RecordError for anything that is not a valid result of a known version."""
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"not JSON: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"schema version {version!r}; this attnbench reads {SCHEMA_VERSION}. "
+            "Use the attnbench release that wrote the run, named in its environment.json."
+        )
+    try:
+        return Result.model_validate(data)
+    except ValueError as error:
+        raise RecordError(str(error)) from error

@@ -1,0 +1,46 @@
+"""Owns writing a run's report: which files there are and where they go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reports import export, latex, markdown, page, plots
+from reports.dataset import load_run
+
+REPORT_FOLDER = "report"
+
+
+def render(run: Path, out: Path | None = None) -> list[Path]:
+    """Write the report of a run and return the files written, the page first.
+
+    `run` is a run's directory, `out` the folder to write to (default: `report/` in the run).
+    Writes report.html (self-contained), report.md, report.csv, report.json, table.tex and
+    plots/*.svg. The same records give the same bytes. Raises RunError if `run` is no run.
+    """
+    dataset = load_run(run)
+    out = out or run / REPORT_FOLDER
+    (out / "plots").mkdir(parents=True, exist_ok=True)
+    look = plots.looks(dataset)
+    figures: dict[tuple[str, str], list[str]] = {}
+    names: dict[tuple[str, str], list[str]] = {}
+    written = []
+    for group in dataset.groups:
+        for panel in plots.panels(dataset, *group):
+            svg = plots.panel_svg(panel, look)
+            name = f"plots/{panel.slug}.svg"
+            figures.setdefault(group, []).append(svg)
+            names.setdefault(group, []).append(name)
+            written.append(_write(out / name, svg))
+    return [
+        _write(out / "report.html", page.html(dataset, figures)),
+        _write(out / "report.md", markdown.markdown(dataset, names)),
+        _write(out / "report.csv", export.csv_text(dataset)),
+        _write(out / "report.json", export.json_text(dataset)),
+        _write(out / "table.tex", latex.latex(dataset)),
+        *written,
+    ]
+
+
+def _write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8", newline="\n")
+    return path

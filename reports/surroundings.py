@@ -1,0 +1,147 @@
+"""Owns the sections about the run itself: environment, telemetry, time spent, lines that were not read."""
+
+from __future__ import annotations
+
+from reports import sections, text
+from reports.conditions import Clocks, money_spent, stopping, telemetry, time_spent
+from reports.dataset import Dataset
+from reports.sections import Column, Entry, Section, Table
+
+
+def all_sections(dataset: Dataset) -> list[Section]:
+    """The whole report in reading order."""
+    return [
+        sections.headline_section(dataset),
+        *(sections.comparison_section(dataset, *group) for group in dataset.groups),
+        sections.funnel_section(dataset),
+        sections.failures_section(dataset),
+        sections.skips_section(dataset),
+        sections.speedup_section(dataset),
+        sections.noise_section(dataset),
+        telemetry_section(dataset),
+        time_section(dataset),
+        environment_section(dataset),
+        experiment_section(dataset),
+        reading_section(dataset),
+    ]
+
+
+def lead(dataset: Dataset) -> str:
+    """What was run, in one sentence."""
+    tasks = ", ".join(dict.fromkeys(task for _, task in dataset.groups)) or "no task"
+    when = sorted(r.result.recorded_at for r in dataset.rows)
+    span = "" if not when else f", recorded {when[0]}" + (f" to {when[-1]}" if when[-1] != when[0] else "")
+    protocols = ", ".join(dict.fromkeys(r.result.identity.protocol for r in dataset.rows))
+    versions = ", ".join(dict.fromkeys(r.result.identity.harness for r in dataset.rows))
+    return (
+        f"{', '.join(dataset.devices) or 'no device'} (target {', '.join(dataset.targets) or 'unknown'}): "
+        f"{len(dataset.candidates)} candidates and {len(dataset.baselines)} human baselines on "
+        f"{len(dataset.cells)} workloads of {tasks}; {len(dataset.rows)} results{span}; "
+        f"attnbench {versions or 'unknown'}, protocol {protocols or 'unknown'}."
+    )
+
+
+def warnings(dataset: Dataset) -> list[str]:
+    """What a reader must know before any figure."""
+    found = []
+    if dataset.skipped:
+        found.append(f"{len(dataset.skipped)} lines of this run could not be read; see the end.")
+    open_runs = [r for r in dataset.rows if not r.is_baseline and r.has_run and not r.result.sandboxed]
+    if open_runs:
+        found.append(f"{len(open_runs)} candidate results were taken without a sandbox.")
+    if len(dataset.environments) > 1:
+        found.append(
+            f"The run spans {len(dataset.environments)} environments; speedups across them are not paired."
+        )
+    interrupted = sum(s.interrupted for s in dataset.summaries)
+    if interrupted and dataset.summaries[-1].interrupted:
+        found.append("The last invocation was interrupted: this run may be incomplete. Resume it to finish.")
+    return found
+
+
+def telemetry_section(dataset: Dataset) -> Section:
+    found = telemetry(dataset)
+    stops = ", ".join(f"{name.replace('_', ' ')}: {n}" for name, n in sorted(stopping(dataset).items()))
+    notes = [f"Why sampling ended, measured results: {stops}."] if stops else []
+    if not found:
+        return Section("telemetry", "Telemetry", (*notes, "No block of this run carries telemetry."))
+    columns = (
+        Column("contender"), Column("blocks", True), Column("SM clock, MHz", True), Column("power, W", True),
+        Column("temperature, C", True), Column("blocks throttled", True), Column("reasons"),
+    )
+    notes.append("Lowest / median / highest over the timed blocks of all sessions of a contender.")
+    return Section(
+        "telemetry", "Telemetry", tuple(notes), (), (Table(columns, tuple(_clock_line(c) for c in found)),)
+    )
+
+
+def _clock_line(c: Clocks) -> tuple[Entry, ...]:
+    return (
+        Entry(c.contender, c.row), Entry(str(c.blocks)), _spread(c.sm_mhz), _spread(c.power_w),
+        _spread(c.temperature_c), Entry(text.share(c.throttled)), Entry(", ".join(c.reasons) or "none"),
+    )
+
+
+def _spread(values: tuple[float, float, float] | None) -> Entry:
+    if values is None:
+        return Entry("not reported", style="muted")
+    return Entry(" / ".join(f"{v:.0f}" for v in values))
+
+
+def time_section(dataset: Dataset) -> Section:
+    spent = time_spent(dataset)
+    tables = []
+    notes: tuple[str, ...] = ("The run has no summary.jsonl: where its time went is not known.",)
+    if spent is not None:
+        notes = (
+            f"{text.seconds(spent.wall_s)} of wall time in {spent.invocations} invocations "
+            f"({spent.interrupted} interrupted); the device verified or timed for "
+            f"{text.seconds(spent.gpu_work_s)}, {text.share(spent.gpu_share)} of it.",
+        )
+        lines = tuple(
+            (Entry(name), Entry(text.seconds(s)), Entry(text.share(s / spent.wall_s if spent.wall_s else 0)))
+            for name, s in spent.stages_s.items()
+        )
+        tables.append(Table((Column("stage"), Column("wall time", True), Column("share", True)), lines))
+    money = money_spent(dataset)
+    if money:
+        columns = (
+            Column("candidate"), Column("tokens in", True), Column("tokens out", True), Column("USD", True),
+        )
+        costs = tuple(
+            (Entry(m.contender), Entry(f"{m.tokens_in:,}"), Entry(f"{m.tokens_out:,}"), Entry(f"{m.usd:.2f}"))
+            for m in money
+        )
+        tables.append(Table(columns, costs, "Generation"))
+    return Section("time", "Where the time went", notes, (), tuple(tables))
+
+
+def environment_section(dataset: Dataset) -> Section:
+    tables = []
+    for digest, e in dataset.environments.items():
+        facts = {
+            "device": e.device, "target": e.target, "driver": e.driver, "CUDA": e.cuda,
+            "attnbench": e.harness, "Python": e.python, "platform": e.platform, "CPU": e.cpu,
+            "cores": str(e.cores) if e.cores else "", "sandbox": e.sandbox, **e.libraries, **e.gpu,
+        }
+        lines = tuple((Entry(name), Entry(value)) for name, value in facts.items() if value)
+        tables.append(Table((Column("what"), Column("as found")), lines, f"Environment {digest[:8]}"))
+    families = {c.label: c.family for c in dataset.baselines if c.family}
+    if families:
+        columns = (Column("baseline"), Column("library and version"))
+        tables.append(Table(columns, tuple((Entry(n), Entry(f)) for n, f in families.items()), "Baselines"))
+    notes = () if dataset.environments else ("The run has no environment.json: the machine is not known.",)
+    return Section("environment", "Environment", notes, (), tuple(tables))
+
+
+def experiment_section(dataset: Dataset) -> Section:
+    notes = () if dataset.experiment else ("The run has no experiment.toml.",)
+    return Section("experiment", "Experiment", notes, verbatim=dataset.experiment.rstrip())
+
+
+def reading_section(dataset: Dataset) -> Section:
+    if not dataset.skipped:
+        return Section("unread", "Lines that could not be read", ("None.",))
+    columns = (Column("file"), Column("line", True), Column("why"))
+    lines = tuple((Entry(s.file), Entry(str(s.line)), Entry(s.why)) for s in dataset.skipped)
+    return Section("unread", "Lines that could not be read", (), (), (Table(columns, lines),))
