@@ -1,8 +1,8 @@
 """Sessions: each is a thin call of the `attnbench` command, so the command alone does the same.
 
-    nox -s eval-cpu                     the main job on this machine's CPU, in minutes
-    nox -s tests                        the tests
-    nox -s eval-h100 -- --task mha      a session's options go to `attnbench eval`
+nox -s eval-cpu                     the main job on this machine's CPU, in minutes
+nox -s tests                        the tests
+nox -s eval-h100 -- --task mha      a session's options go to `attnbench eval`
 """
 
 import importlib.util

@@ -19,7 +19,7 @@ from tasks.spec import Task, Workload
 Call = Callable[[], Tensor]
 
 
-class CannotRun(Exception):
+class CannotRun(Exception):  # noqa: N818 - an outcome, not a fault
     """This baseline cannot run this here; the text is the reason shown in the report."""
 
 

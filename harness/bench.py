@@ -56,7 +56,9 @@ def machine_device(target: Target) -> torch.device:
     name = torch.cuda.get_device_name(0)
     found = target_of_device(name)
     if found is None or found.name != target.name:
-        fits = f"`nox -s eval-{found.name}`" if found else "an experiment file of your own with a known target"
+        fits = (
+            f"`nox -s eval-{found.name}`" if found else "an experiment file of your own with a known target"
+        )
         raise MachineError(f"this machine has a {name}, not a {target.title}. What fits here: {fits}.")
     return torch.device("cuda", 0)
 
@@ -81,6 +83,10 @@ class Bench:
         self.ledger = Ledger()
         self.sandboxed = bool(wrap)
         self._lock = _lock_device(self.device)
+        with self.ledger.stage("start"):
+            self._start(wrap)
+
+    def _start(self, wrap: Sequence[str]) -> None:
         self.images = ImageStore()
         self._seats: dict[str, Seat] = {}
         self._library: Worker | None = None
@@ -88,7 +94,7 @@ class Bench:
         self._new_library()
         self.pool = WorkerPool(str(self.device), wrap=wrap, warm=_WARM[self.kind])
         self.telemetry = open_telemetry(self.device.index if self.kind == "cuda" else None)
-        self.environment = describe(target, self.device, "bubblewrap" if wrap else "none")
+        self.environment = describe(self.target, self.device, "bubblewrap" if wrap else "none")
 
     def __enter__(self) -> Bench:
         return self
@@ -148,9 +154,16 @@ class Bench:
                 seat = Seat(manifest, self.pool.take())
             self._seats[manifest.sha256] = seat
         if entry not in seat.entries:
-            args = {"kernel": entry, "folder": str(manifest.folder.resolve()), "entry": entry, "backend": manifest.backend}
+            args = {
+                "kernel": entry,
+                "folder": str(manifest.folder.resolve()),
+                "entry": entry,
+                "backend": manifest.backend,
+            }
             with self.ledger.stage("build"):
-                seat.interpreted = bool(seat.worker.ask("load", args, limit_s=self.limits.load_s)["interpreted"])
+                seat.interpreted = bool(
+                    seat.worker.ask("load", args, limit_s=self.limits.load_s)["interpreted"]
+                )
             seat.entries.add(entry)
         return seat
 
@@ -167,10 +180,11 @@ class Bench:
 
     def release(self, workers: Sequence[Worker]) -> None:
         """Give back slots and graphs between cells."""
-        for worker in workers:
-            if worker.alive:
-                with contextlib.suppress(WorkerError):
-                    worker.ask("close_layout", limit_s=self.limits.call_s)
+        with self.ledger.stage("transfer"):
+            for worker in workers:
+                if worker.alive:
+                    with contextlib.suppress(WorkerError):
+                        worker.ask("close_layout", limit_s=self.limits.call_s)
 
 
 def _lock_device(device: torch.device) -> IO[str]:

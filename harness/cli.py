@@ -40,12 +40,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-tasks_app = typer.Typer(help="The task suite: attention variants and their workloads.", invoke_without_command=True)
+tasks_app = typer.Typer(
+    help="The task suite: attention variants and their workloads.", invoke_without_command=True
+)
 app.add_typer(tasks_app, name="tasks")
 
 TaskFolders = Annotated[
     list[Path] | None,
-    typer.Option("--tasks", metavar="DIR", help="A folder with task files of your own, beside the suite. Repeatable."),
+    typer.Option(
+        "--tasks", metavar="DIR", help="A folder with task files of your own, beside the suite. Repeatable."
+    ),
 ]
 
 
@@ -57,7 +61,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -97,7 +103,9 @@ def tasks_show(name: str, folders: TaskFolders = None) -> None:
     """The mathematics, signature and workloads of one task."""
     task = _guarded(lambda: find(name, *(folders or [])))
     console = Console(highlight=False)
-    console.print(f"[bold]{task.name}[/]  {escape(task.title)}\n\n{escape(task.description)}\n\n  {escape(task.math)}\n")
+    console.print(
+        f"[bold]{task.name}[/]  {escape(task.title)}\n\n{escape(task.description)}\n\n  {escape(task.math)}\n"
+    )
     console.print(escape(task.signature) + "\n", soft_wrap=True)
     for tensor in task.tensors:
         console.print(f"  {tensor.name:<4} ({', '.join(tensor.axes)})  {tensor.role}  {escape(tensor.doc)}")
@@ -126,17 +134,28 @@ def eval_(
     workloads: Annotated[
         list[str] | None, typer.Option(help="Workload set: smoke, paper, models, hidden. Repeatable.")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Only this dtype: fp16, bf16, fp32. Repeatable.")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Only this dtype: fp16, bf16, fp32. Repeatable.")
+    ] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="Only this human baseline. Repeatable.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's directory [runs/<target>-<time>].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's directory [runs/<target>-<time>].")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the inputs [fresh].")] = None,
-    time_cap: Annotated[float | None, typer.Option(metavar="SECONDS", help="Sampling time of a cell.")] = None,
+    time_cap: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Sampling time of a cell.")
+    ] = None,
 ) -> None:
     """Verify, time and compare candidates and human baselines, and write the report."""
     if resume and out is None:
         fail("--resume needs --out DIR, the directory of the run to go on with", EXIT_USAGE)
-    overrides: dict[str, Any] = {"tasks": task, "workloads": workloads, "dtypes": dtype, "baselines": baseline}
+    overrides: dict[str, Any] = {
+        "tasks": task,
+        "workloads": workloads,
+        "dtypes": dtype,
+        "baselines": baseline,
+    }
     overrides = {key: value for key, value in overrides.items() if value}
     chosen, plan = _guarded(lambda: _planned(experiment, overrides, candidates, task_folders, seed, time_cap))
     target = find_target(chosen.target)
@@ -147,7 +166,10 @@ def eval_(
         console.print(f"[yellow]left out[/] {escape(reason)}")
 
     def go() -> RunSummary:
-        with Bench(chosen, target, task_folders=task_folders or []) as bench, Store(run, resume=resume) as store:
+        with (
+            Bench(chosen, target, task_folders=task_folders or []) as bench,
+            Store(run, resume=resume) as store,
+        ):
             store.add_experiment(_as_toml(chosen))
             if store.dropped:
                 console.print("[yellow]the last line of the run was torn and is done again[/]")
@@ -160,13 +182,17 @@ def eval_(
         fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
     _print_report(run, console)
     share = summary.gpu_work_s / summary.wall_s if summary.wall_s else 0.0
-    console.print(f"{summary.results} results in {summary.wall_s:.0f} s; {share:.0%} of it verifying or timing")
+    console.print(
+        f"{summary.results} results in {summary.wall_s:.0f} s; {share:.0%} of it verifying or timing"
+    )
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's directory.")],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write [the run's directory].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write [the run's directory].")
+    ] = None,
 ) -> None:
     """Write the report of a run: report.html, .md, .csv, .json, table.tex and plots."""
     if not (run / "results.jsonl").exists():
@@ -249,4 +275,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-

@@ -8,7 +8,14 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from harness.experiment import Cell
 from harness.records import Result, Verdict
@@ -67,20 +74,20 @@ class Watcher:
         style = _STYLE.get(result.verdict, "red")
         name = result.candidate.name
         at = "" if self._live else f"[{self._done}/{self._total}] "
-        self.console.print(
-            f"{at}{result.task} {result.workload.key}  {name:<{NAME_WIDTH}} [{style}]{result.verdict}[/] {_told(result)}",
-            highlight=False,
-            soft_wrap=not self._live,
-            overflow="ellipsis",
-            no_wrap=True,
-        )
+        line = f"{at}{result.task} {result.workload.key}  {name:<{NAME_WIDTH}} [{style}]{result.verdict}[/] "
+        if self._live:
+            self.console.print(line + _told(result), highlight=False, overflow="ellipsis", no_wrap=True)
+        else:
+            self.console.print(line + _told(result), highlight=False, soft_wrap=True)
 
 
 def _told(result: Result) -> str:
     measured = result.measurement
     if measured is None or result.verdict is not Verdict.OK:
         return escape(result.reason)
-    rate = f"{measured.tflops:7.1f} TFLOP/s" if measured.tflops >= 1 else f"{measured.tflops * 1e3:7.1f} GFLOP/s"
+    rate = (
+        f"{measured.tflops:7.1f} TFLOP/s" if measured.tflops >= 1 else f"{measured.tflops * 1e3:7.1f} GFLOP/s"
+    )
     ratio = measured.ratio
     return f"{measured.device_time.median_ms:9.4f} ms {rate}  {ratio.median:.3f}x {ratio.anchor}"
 
@@ -89,4 +96,3 @@ def fail(message: str, code: int) -> None:
     """Say what is wrong and leave."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]attnbench:[/] {escape(message)}")
     sys.exit(code)
-

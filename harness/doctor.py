@@ -35,10 +35,16 @@ def _cpu() -> Finding:
 def _gpus() -> list[Finding]:
     if not torch.cuda.is_available():
         built = torch.version.cuda
-        state = f"torch {torch.__version__} is built for CUDA {built}, but finds no device" if built else (
-            f"torch {torch.__version__} is a CPU build"
+        state = (
+            f"torch {torch.__version__} is built for CUDA {built}, but finds no device"
+            if built
+            else (f"torch {torch.__version__} is a CPU build")
         )
-        return [Finding("GPU", False, state, "GPU targets need an NVIDIA GPU, its driver and a CUDA build of torch")]
+        return [
+            Finding(
+                "GPU", False, state, "GPU targets need an NVIDIA GPU, its driver and a CUDA build of torch"
+            )
+        ]
     found = []
     for index in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(index)
@@ -67,7 +73,10 @@ def _backends() -> list[Finding]:
 def _compiler() -> Finding:
     path = shutil.which("g++") or shutil.which("clang++")
     return Finding(
-        "C++ compiler", path is not None, path or "none found", "" if path else "FlexAttention on a CPU needs g++"
+        "C++ compiler",
+        path is not None,
+        path or "none found",
+        "" if path else "FlexAttention on a CPU needs g++",
     )
 
 
@@ -76,5 +85,7 @@ def _baselines() -> list[Finding]:
     for name, baseline in BASELINES.items():
         library = baseline.library()
         state = library.missing or f"{library.name} {library.version or ''}".strip()
-        found.append(Finding(f"baseline {name}", library.usable, state, library.install if library.missing else ""))
+        found.append(
+            Finding(f"baseline {name}", library.usable, state, library.install if library.missing else "")
+        )
     return found

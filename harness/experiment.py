@@ -55,7 +55,9 @@ class Experiment(_Section):
     workloads: tuple[str, ...] = Field(("paper",), description="workload sets; a task gives those it has")
     dtypes: tuple[str, ...] = Field((), description="only these; empty: all of the set")
     baselines: tuple[str, ...] = ("all",)
-    candidates: tuple[str, ...] = Field((), description="folders, relative to the experiment file or the caller")
+    candidates: tuple[str, ...] = Field(
+        (), description="folders, relative to the experiment file or the caller"
+    )
     seed: int | None = Field(None, description="None: fresh for every run")
     group: int = Field(4, ge=1, description="candidates that share a session")
     limits: RequestLimits = RequestLimits()
@@ -151,15 +153,15 @@ def experiment_of(data: dict[str, Any], where: str) -> Experiment:
             hint = ""
             if item["type"] == "extra_forbidden":
                 near = difflib.get_close_matches(key, Experiment.model_fields, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; keys: {', '.join(Experiment.model_fields)}"
+                hint = (
+                    f"; did you mean {near[0]}?" if near else f"; keys: {', '.join(Experiment.model_fields)}"
+                )
                 item["msg"] = "unknown key"
             lines.append(f"{where}: {key}: {item['msg'].removeprefix('Value error, ')}{hint}")
         raise ExperimentError("\n".join(lines)) from error
 
 
-def make_plan(
-    experiment: Experiment, known: dict[str, Task], manifests: Sequence[Manifest]
-) -> Plan:
+def make_plan(experiment: Experiment, known: dict[str, Task], manifests: Sequence[Manifest]) -> Plan:
     """Cells and candidates; raises ExperimentError or TaskError for names that do not exist."""
     cells: list[Cell] = []
     for name in experiment.tasks:
@@ -188,7 +190,9 @@ def _workloads(task: Task, experiment: Experiment) -> list[Workload]:
     if not kept:
         has = ", ".join(sorted({w.dtype for w in found.values()}))
         asked = ", ".join(experiment.dtypes)
-        raise ExperimentError(f"task {task.name} has no workload in {asked} in {', '.join(sets)}; it has {has}")
+        raise ExperimentError(
+            f"task {task.name} has no workload in {asked} in {', '.join(sets)}; it has {has}"
+        )
     return kept
 
 

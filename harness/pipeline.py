@@ -85,7 +85,8 @@ def _run_cell(
     trials: list[Trial], plan: Plan, cell: Cell, bench: Bench, acceptance: Acceptance, record: _Recorder
 ) -> None:
     """Until every trial has a result; one whose worker died with another's fault is tried again."""
-    reasons = usable_baselines(plan.baselines, cell.task, cell.workload, bench.target)
+    with bench.ledger.stage("look up baselines"):
+        reasons = usable_baselines(plan.baselines, cell.task, cell.workload, bench.target)
     for trial in trials:
         if trial.manifest is None and reasons[trial.record.name]:
             record(trial, Verdict.SKIPPED, reasons[trial.record.name])
@@ -115,7 +116,8 @@ def _attempt(
         return
     exam = bench.exam(cell.task, cell.workload, _questions(cell, bench))
     library = bench.library_worker()
-    exam.admit(library, bench.slots(cell))
+    with bench.ledger.stage("transfer"):
+        exam.admit(library, bench.slots(cell))
     verified = []
     for entrant in built:
         if entrant.worker.alive:  # else it died with a baseline before it: tried again

@@ -45,10 +45,9 @@ class Outcome:
 class Race:
     """One cell's session, until every entrant has an outcome."""
 
-    def __init__(
-        self, cell: Cell, exam: Exam, entrants: Sequence[Entrant], bench: Bench
-    ) -> None:
+    def __init__(self, cell: Cell, exam: Exam, entrants: Sequence[Entrant], bench: Bench) -> None:
         self.cell, self.exam, self.entrants, self.bench = cell, exam, entrants, bench
+        self._roofline = Roofline.of(cell.task, cell.workload, bench.target)
         self._slopes: dict[str, float] = {}
         self._latencies: dict[str, Summary] = {}
 
@@ -126,7 +125,9 @@ class Race:
             contenders.append(anchor.contender)
         contenders.append(self._duplicate(anchor))
         slots = self.bench.slots(self.cell)
-        session = Session(contenders, anchor.name, self.bench.policy, self.bench.telemetry, self.bench.kind, slots)
+        session = Session(
+            contenders, anchor.name, self.bench.policy, self.bench.telemetry, self.bench.kind, slots
+        )
         try:
             for phase in (0, 1):
                 self._refill(contenders, swap=bool(phase))
@@ -153,11 +154,12 @@ class Race:
     def _refill(self, contenders: Sequence[Contender], *, swap: bool) -> None:
         """New contents at the same addresses, the same contents at new addresses."""
         pairs = slot_contents(self.bench.slots(self.cell), swap=swap)
-        for contender in {id(c.worker): c for c in contenders}.values():
-            try:
-                self.exam.fill(contender.worker, pairs)
-            except WorkerError as error:
-                raise ContenderFailed(contender.name, error) from error
+        with self.bench.ledger.stage("transfer"):
+            for contender in {id(c.worker): c for c in contenders}.values():
+                try:
+                    self.exam.fill(contender.worker, pairs)
+                except WorkerError as error:
+                    raise ContenderFailed(contender.name, error) from error
 
     def _mark_timed(self, standing: Sequence[Entrant], session: Session, phase: int) -> None:
         """Outputs of a timed slot chosen by lot, checked like any other."""
@@ -182,7 +184,7 @@ class Race:
         assert entrant.contender is not None
         sampled = session.result(entrant.name)
         median = sampled.device_time.median_ms
-        roofline = Roofline.of(self.cell.task, self.cell.workload, self.bench.target)
+        roofline = self._roofline
         slope = self._slopes.get(entrant.name)
         measurement = Measurement(
             clock=sampled.clock,
@@ -222,8 +224,9 @@ class Race:
                 return rejected
         if entrant.inputs_untouched is False:
             return _caught(verification, "mutated_inputs", "changed its inputs while timed")
-        if measured.floor_ms is not None and median < measured.floor_ms:
-            reason = f"{median:.4f} ms is under the floor of {measured.floor_ms:.4f} ms for {self.bench.target.title}"
+        if self._roofline.impossible(median):
+            floor = f"the floor of {measured.floor_ms:.4f} ms for {self.bench.target.title}"
+            reason = f"{median:.4f} ms is faster than can be: {floor}"
             return Rejected(Verdict.IMPOSSIBLE, reason, verification)
         slope = measured.judge_slope_ms
         if slope is not None and slope_contradicts(median, slope, measured.captured):

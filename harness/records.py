@@ -130,7 +130,9 @@ class Check(Record):
     passed: bool
     error_max: float = Field(description="max |out - ref|")
     error_allowed: float = Field(description="the bound of docs/protocol.md for that input")
-    tile_error: float = Field(description="worst RMS error of a (batch, head, 64-row) tile over the tile's RMS")
+    tile_error: float = Field(
+        description="worst RMS error of a (batch, head, 64-row) tile over the tile's RMS"
+    )
     tile_error_allowed: float
     cosine_distance: float
     timed: bool = Field(False, description="the output came from a timed iteration")
@@ -214,7 +216,9 @@ class Measurement(Record):
     captured: bool = Field(description="timed as replays of a CUDA graph")
     device_time: Summary
     call_latency: Summary | None = None
-    graph_time: Summary | None = Field(None, description="cross-check of device time by events around replays")
+    graph_time: Summary | None = Field(
+        None, description="cross-check of device time by events around replays"
+    )
     ratio: Ratio
     noise: Ratio | None = Field(None, description="the duplicate anchor's ratio: the session's noise floor")
     blocks: tuple[Block, ...] = ()
@@ -285,9 +289,7 @@ class Result(Record):
             raise ValueError(f"a result that is {self.verdict} must say why")
         if self.measurement is not None and self.verdict not in MEASURED_VERDICTS:
             raise ValueError(f"a result that is {self.verdict} must not carry a measurement")
-        if self.verdict is Verdict.WRONG_NUMERICS and (
-            self.verification is None or self.verification.passed
-        ):
+        if self.verdict is Verdict.WRONG_NUMERICS and (self.verification is None or self.verification.passed):
             raise ValueError("wrong_numerics must carry the failed check")
         return self
 

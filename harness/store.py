@@ -28,7 +28,9 @@ class Store:
         self.dropped = ""  # what was cut off on resume
         existing = (path / "results.jsonl").exists()
         if existing and not resume:
-            raise StoreError(f"{path} holds a run already; add --resume to go on with it, or choose another --out")
+            raise StoreError(
+                f"{path} holds a run already; add --resume to go on with it, or choose another --out"
+            )
         if resume and not existing and not (path / "experiment.toml").exists():
             raise StoreError(f"{path} holds no run to resume; start it without --resume")
         try:

@@ -45,8 +45,13 @@ def _noise(scope: str, rows: Iterable[Row]) -> Noise | None:
     n = len(values)
     median = (values[(n - 1) // 2] + values[n // 2]) / 2
     return Noise(
-        scope, n, median, values[-1], taken[-1][1],
-        sum(v <= 0.002 for v in values) / n, sum(v <= 0.005 for v in values) / n,
+        scope,
+        n,
+        median,
+        values[-1],
+        taken[-1][1],
+        sum(v <= 0.002 for v in values) / n,
+        sum(v <= 0.005 for v in values) / n,
     )
 
 

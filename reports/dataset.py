@@ -262,9 +262,7 @@ def shape_order(w: WorkloadRecord) -> tuple[str | int | tuple[tuple[str, float],
     return (dtype, w.dtype, *shape)
 
 
-def _read_lines(
-    path: Path, parse: Callable[[str], T], skipped: list[SkippedLine]
-) -> list[tuple[int, T]]:
+def _read_lines(path: Path, parse: Callable[[str], T], skipped: list[SkippedLine]) -> list[tuple[int, T]]:
     if not path.is_file():
         return []
     read: list[tuple[int, T]] = []

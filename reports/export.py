@@ -17,13 +17,50 @@ from reports.funnel import failures, funnel, skips
 Value = str | int | float | bool | None
 
 COLUMNS = (
-    "task", "target", "device", "workload", "batch", "heads", "kv_heads", "seq_q", "seq_k", "dim",
-    "dim_v", "dtype", "causal", "contender", "kind", "method", "backend", "family", "verdict", "stage",
-    "reason", "tflops", "percent_of_peak", "percent_of_bandwidth", "device_time_ms",
-    "device_time_p10_ms", "device_time_p90_ms", "call_latency_ms", "clock", "stopped", "anchor",
-    "ratio_over_anchor", "ratio_low", "ratio_high", "noise_ratio", "best_baseline",
-    "speedup_vs_best_baseline", "speedup_low", "speedup_high", "pairing", "standing",
-    "candidate_sha256", "record", "line",
+    "task",
+    "target",
+    "device",
+    "workload",
+    "batch",
+    "heads",
+    "kv_heads",
+    "seq_q",
+    "seq_k",
+    "dim",
+    "dim_v",
+    "dtype",
+    "causal",
+    "contender",
+    "kind",
+    "method",
+    "backend",
+    "family",
+    "verdict",
+    "stage",
+    "reason",
+    "tflops",
+    "percent_of_peak",
+    "percent_of_bandwidth",
+    "device_time_ms",
+    "device_time_p10_ms",
+    "device_time_p90_ms",
+    "call_latency_ms",
+    "clock",
+    "stopped",
+    "anchor",
+    "ratio_over_anchor",
+    "ratio_low",
+    "ratio_high",
+    "noise_ratio",
+    "best_baseline",
+    "speedup_vs_best_baseline",
+    "speedup_low",
+    "speedup_high",
+    "pairing",
+    "standing",
+    "candidate_sha256",
+    "record",
+    "line",
 )
 
 
@@ -42,31 +79,59 @@ def _line(cell: Cell, row: Row, best: Row | None) -> dict[str, Value]:
     r, w, c = row.result, cell.workload, row.result.candidate
     line: dict[str, Value] = dict.fromkeys(COLUMNS)
     line |= {
-        "task": cell.task, "target": cell.target, "device": r.device, "workload": w.key, "batch": w.batch,
-        "heads": w.heads, "kv_heads": w.kv_heads, "seq_q": w.seq_q, "seq_k": w.seq_k, "dim": w.dim,
-        "dim_v": w.dim_v, "dtype": w.dtype, "causal": w.causal, "contender": row.contender, "kind": c.kind,
-        "method": c.method, "backend": c.backend, "family": c.family, "verdict": r.verdict.value,
-        "stage": r.stage.value, "reason": r.reason, "candidate_sha256": c.sha256, "record": r.id,
+        "task": cell.task,
+        "target": cell.target,
+        "device": r.device,
+        "workload": w.key,
+        "batch": w.batch,
+        "heads": w.heads,
+        "kv_heads": w.kv_heads,
+        "seq_q": w.seq_q,
+        "seq_k": w.seq_k,
+        "dim": w.dim,
+        "dim_v": w.dim_v,
+        "dtype": w.dtype,
+        "causal": w.causal,
+        "contender": row.contender,
+        "kind": c.kind,
+        "method": c.method,
+        "backend": c.backend,
+        "family": c.family,
+        "verdict": r.verdict.value,
+        "stage": r.stage.value,
+        "reason": r.reason,
+        "candidate_sha256": c.sha256,
+        "record": r.id,
         "line": row.line,
         "best_baseline": best.contender if best else None,
     }
     m = r.measurement
     if m is not None:
         line |= {
-            "tflops": m.tflops, "percent_of_peak": m.percent_of_peak,
+            "tflops": m.tflops,
+            "percent_of_peak": m.percent_of_peak,
             "percent_of_bandwidth": m.percent_of_bandwidth,
-            "device_time_ms": m.device_time.median_ms, "device_time_p10_ms": m.device_time.p10_ms,
-            "device_time_p90_ms": m.device_time.p90_ms, "clock": m.clock, "stopped": m.ratio.stopped,
-            "call_latency_ms": m.call_latency.median_ms if m.call_latency else None, "anchor": m.ratio.anchor,
-            "ratio_over_anchor": m.ratio.median, "ratio_low": m.ratio.low, "ratio_high": m.ratio.high,
+            "device_time_ms": m.device_time.median_ms,
+            "device_time_p10_ms": m.device_time.p10_ms,
+            "device_time_p90_ms": m.device_time.p90_ms,
+            "clock": m.clock,
+            "stopped": m.ratio.stopped,
+            "call_latency_ms": m.call_latency.median_ms if m.call_latency else None,
+            "anchor": m.ratio.anchor,
+            "ratio_over_anchor": m.ratio.median,
+            "ratio_low": m.ratio.low,
+            "ratio_high": m.ratio.high,
             "noise_ratio": m.noise.median if m.noise else None,
         }
     found = speedup(cell, row, best) if best else None
     if found is not None:
         e = found.estimate
         line |= {
-            "speedup_vs_best_baseline": round(e.median, 6), "speedup_low": round(e.low, 6),
-            "speedup_high": round(e.high, 6), "pairing": found.how, "standing": found.standing.value,
+            "speedup_vs_best_baseline": round(e.median, 6),
+            "speedup_low": round(e.low, 6),
+            "speedup_high": round(e.high, 6),
+            "pairing": found.how,
+            "standing": found.standing.value,
         }
     return line
 
@@ -84,19 +149,24 @@ def json_text(dataset: Dataset) -> str:
         "funnel": {
             kind: [
                 {
-                    "contender": asdict(f.contender), "counted": f.trials,
+                    "contender": asdict(f.contender),
+                    "counted": f.trials,
                     "reached": {s.value: n for s, n in f.reached.items()},
                     "apart": {v.value: n for v, n in f.apart.items()},
                 }
                 for f in rows
             ]
             for kind, rows in (
-                ("candidates", funnel(dataset, "candidate")), ("baselines", funnel(dataset, "baseline"))
+                ("candidates", funnel(dataset, "candidate")),
+                ("baselines", funnel(dataset, "baseline")),
             )
         },
         "verdicts_other_than_ok": [
             {
-                "contender": e.contender, "task": e.scope, "verdict": e.verdict.value, "reason": e.reason,
+                "contender": e.contender,
+                "task": e.scope,
+                "verdict": e.verdict.value,
+                "reason": e.reason,
                 "workloads": [r.result.workload.key for r in e.rows],
                 "records": [_reference(r) for r in e.rows],
             }
@@ -125,8 +195,11 @@ def _cell(cell: Cell) -> dict[str, object]:
         "best_baseline": best.contender if best else None,
         "contenders": [
             {
-                "contender": r.contender, "verdict": r.result.verdict.value, "reason": r.result.reason,
-                "tflops": r.measured.tflops if r.measured else None, **_reference(r),
+                "contender": r.contender,
+                "verdict": r.result.verdict.value,
+                "reason": r.result.reason,
+                "tflops": r.measured.tflops if r.measured else None,
+                **_reference(r),
             }
             for r in cell.rows
         ],
@@ -136,7 +209,11 @@ def _cell(cell: Cell) -> dict[str, object]:
 
 def _speedup(s: Speedup, best: Row | None) -> dict[str, object]:
     return {
-        "candidate": s.candidate.contender, "over": s.baseline.contender, "over_is_best": s.baseline is best,
-        **asdict(s.estimate), "pairing": s.how, "standing": s.standing.value,
+        "candidate": s.candidate.contender,
+        "over": s.baseline.contender,
+        "over_is_best": s.baseline is best,
+        **asdict(s.estimate),
+        "pairing": s.how,
+        "standing": s.standing.value,
         "records": [_reference(s.candidate), _reference(s.baseline)],
     }

@@ -10,8 +10,16 @@ from reports.dataset import Cell, Dataset
 from reports.figures import FAILED_SPEEDUP, best_baseline, headline, speedup
 
 _SPECIAL = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
 }
 
 
@@ -45,11 +53,18 @@ def _table(dataset: Dataset, target: str, task: str) -> str:
     caption = _caption(dataset, target, task, notes)
     return "\n".join(
         [
-            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
             rf"\label{{tab:{''.join(c if c.isalnum() else '-' for c in dataset.group_title(target, task))}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(heads)}}}", r"\toprule",
+            rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
+            r"\toprule",
             _line(rf"{escape(text.unit(target))} at length", [escape(h) for h in heads]),
-            *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
         ]
     )
 

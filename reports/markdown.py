@@ -86,8 +86,12 @@ def _records(dataset: Dataset) -> str:
         m = r.measurement
         rows.append(
             [
-                row.reference, row.contender, dataset.group_title(r.target, r.task), r.workload.key,
-                r.verdict.value, text.milliseconds(m.device_time.median_ms) if m else "not measured",
+                row.reference,
+                row.contender,
+                dataset.group_title(r.target, r.task),
+                r.workload.key,
+                r.verdict.value,
+                text.milliseconds(m.device_time.median_ms) if m else "not measured",
                 text.described(r) or "-",
             ]
         )

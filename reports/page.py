@@ -52,7 +52,10 @@ class Source:
 def html(dataset: Dataset, plots: Mapping[tuple[str, str], Sequence[str]]) -> str:
     """The report as one HTML file; `plots` gives SVG text by (target, task)."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=StrictUndefined,
     )
     return environment.get_template("report.html.j2").render(

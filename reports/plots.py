@@ -27,12 +27,25 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _SIZE = (5.2, 3.7)  # inches; text of 9 pt stays readable at the width of a paper's column
 _STYLE: Any = {  # Any: the type of a style's keys differs between versions of matplotlib
-   
-    "svg.fonttype": "none", "svg.hashsalt": "attnbench", "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"], "font.size": 9, "axes.edgecolor": INK,
-    "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.titlesize": 9.5,
-    "axes.spines.top": False, "grid.color": GRID, "grid.linewidth": 0.6, "legend.frameon": False,
-    "legend.fontsize": 8.5, "lines.linewidth": 1.6, "lines.markersize": 4.5, "errorbar.capsize": 1.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "attnbench",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 1.5,
 }
 
 
@@ -140,9 +153,14 @@ def _draw_lines(axes: Axes, panel: Panel, contenders: Sequence[str], look: dict[
         spreads = [_spread(m, panel.target) for _, m in points]
         own = look[name]
         axes.errorbar(
-            [x for x, _ in points], [s[0] for s in spreads],
+            [x for x, _ in points],
+            [s[0] for s in spreads],
             yerr=[[s[1] for s in spreads], [s[2] for s in spreads]],
-            color=own.color, marker=own.marker, linestyle=own.line, elinewidth=0.9, label=name,
+            color=own.color,
+            marker=own.marker,
+            linestyle=own.line,
+            elinewidth=0.9,
+            label=name,
         )
     lengths = sorted({c.workload.seq_k for c in panel.cells})
     axes.set_xscale("log", base=2)

@@ -58,10 +58,13 @@ def headline_section(dataset: Dataset) -> Section:
     found = headlines(dataset)
     overall = [h for h in found if len(dataset.groups) == 1 or h.scope == "overall"]
     columns = (
-        Column("candidate"), Column("task"), Column("measured cells", True),
+        Column("candidate"),
+        Column("task"),
+        Column("measured cells", True),
         Column("geomean, measured cells only [95 %]", True),
         Column(f"geomean, failed cells as {FAILED_SPEEDUP}x", True),
-        Column("faster than the best", True), Column("apart"),
+        Column("faster than the best", True),
+        Column("apart"),
     )
     notes = (
         "Denominator everywhere: the best human baseline of the same cell (one task on one workload). "
@@ -95,18 +98,23 @@ def _headline_line(h: Headline) -> tuple[Entry, ...]:
     apart = [
         f"{count} {name}"
         for name, count in (
-            ("proven", h.proven), ("skipped or infra", h.not_counted),
+            ("proven", h.proven),
+            ("skipped or infra", h.not_counted),
             ("without a measured baseline", h.no_baseline),
-            ("not tried", h.untried), ("of the measured not paired", h.not_paired),
+            ("not tried", h.untried),
+            ("of the measured not paired", h.not_paired),
         )
         if count
     ]
     failed = h.geomean_failures_counted
     return (
-        Entry(h.candidate), Entry(h.scope), Entry(f"{h.measured}/{h.cells}"),
+        Entry(h.candidate),
+        Entry(h.scope),
+        Entry(f"{h.measured}/{h.cells}"),
         Entry(text.with_interval(h.geomean)) if h.geomean else Entry("none measured", style="muted"),
         Entry(text.times(failed)) if failed else Entry("none tried", style="muted"),
-        Entry(f"{h.faster}/{h.cells}"), Entry(", ".join(apart) or "none", style="muted"),
+        Entry(f"{h.faster}/{h.cells}"),
+        Entry(", ".join(apart) or "none", style="muted"),
     )
 
 
@@ -117,7 +125,9 @@ def comparison_section(dataset: Dataset, target: str, task: str) -> Section:
     contenders = [c for c in (*dataset.candidates, *dataset.baselines) if c.label in present]
     candidates = [c.label for c in contenders if c.kind == "candidate"]
     columns = (
-        Column("length"), Column("batch", True), Column("best baseline"),
+        Column("length"),
+        Column("batch", True),
+        Column("best baseline"),
         *(Column(f"{name} vs best [95 %]", True) for name in candidates),
         *(Column(f"{c.label}, {text.unit(target)}", True) for c in contenders),
     )
@@ -178,7 +188,10 @@ def speedup_section(dataset: Dataset) -> Section:
         baselines = [c.label for c in dataset.baselines if c.label in present]
         for candidate in (c.label for c in dataset.candidates if c.label in present):
             columns = (
-                Column("length"), Column("vs best [95 %]", True), Column("standing"), Column("best baseline"),
+                Column("length"),
+                Column("vs best [95 %]", True),
+                Column("standing"),
+                Column("best baseline"),
                 *(Column(f"vs {name}", True) for name in baselines),
             )
             lines: list[tuple[Entry, ...] | str] = []
@@ -227,14 +240,18 @@ def funnel_section(dataset: Dataset) -> Section:
         rows = funnel(dataset, "candidate" if kind == "candidate" else "baseline")
         lines = tuple(
             (
-                Entry(f.contender.label), Entry(str(f.trials)),
+                Entry(f.contender.label),
+                Entry(str(f.trials)),
                 *(Entry(str(f.reached[stage])) for stage in FUNNEL),
                 Entry(", ".join(f"{n} {v}" for v, n in sorted(f.apart.items())) or "none", style="muted"),
             )
             for f in rows
         )
         columns = (
-            Column(kind), Column("counted", True), *(Column(s.value, True) for s in FUNNEL), Column("apart"),
+            Column(kind),
+            Column("counted", True),
+            *(Column(s.value, True) for s in FUNNEL),
+            Column("apart"),
         )
         if lines:
             tables.append(Table(columns, lines, caption))
@@ -271,13 +288,20 @@ def skips_section(dataset: Dataset) -> Section:
 
 def _endings_table(found: Iterable[Ending], who: str) -> Table:
     columns = (
-        Column(who), Column("task"), Column("verdict"), Column("workloads", True), Column("reason"),
+        Column(who),
+        Column("task"),
+        Column("verdict"),
+        Column("workloads", True),
+        Column("reason"),
         Column("on"),
     )
     lines = tuple(
         (
-            Entry(e.contender), Entry(e.scope), Entry(e.verdict.value, e.rows[0]),
-            Entry(f"{len(e.rows)}/{e.tried}"), Entry(e.reason),
+            Entry(e.contender),
+            Entry(e.scope),
+            Entry(e.verdict.value, e.rows[0]),
+            Entry(f"{len(e.rows)}/{e.tried}"),
+            Entry(e.reason),
             Entry(", ".join(r.result.workload.key for r in e.rows) if len(e.rows) < e.tried else "all"),
         )
         for e in found
@@ -290,13 +314,20 @@ def noise_section(dataset: Dataset) -> Section:
     if not found:
         return Section("noise", "Noise floor", ("No duplicate baseline was timed in this run.",))
     columns = (
-        Column("task"), Column("sessions", True), Column("within 0.2 %", True), Column("within 0.5 %", True),
-        Column("median deviation", True), Column("worst", True),
+        Column("task"),
+        Column("sessions", True),
+        Column("within 0.2 %", True),
+        Column("within 0.5 %", True),
+        Column("median deviation", True),
+        Column("worst", True),
     )
     lines = tuple(
         (
-            Entry(n.scope), Entry(str(n.sessions)), Entry(text.share(n.within_02)),
-            Entry(text.share(n.within_05)), Entry(text.percent(n.median_deviation)),
+            Entry(n.scope),
+            Entry(str(n.sessions)),
+            Entry(text.share(n.within_02)),
+            Entry(text.share(n.within_05)),
+            Entry(text.percent(n.median_deviation)),
             Entry(text.percent(n.worst_deviation), n.worst),
         )
         for n in found

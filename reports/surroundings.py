@@ -66,8 +66,13 @@ def telemetry_section(dataset: Dataset) -> Section:
     if not found:
         return Section("telemetry", "Telemetry", (*notes, "No block of this run carries telemetry."))
     columns = (
-        Column("contender"), Column("blocks", True), Column("SM clock, MHz", True), Column("power, W", True),
-        Column("temperature, C", True), Column("blocks throttled", True), Column("reasons"),
+        Column("contender"),
+        Column("blocks", True),
+        Column("SM clock, MHz", True),
+        Column("power, W", True),
+        Column("temperature, C", True),
+        Column("blocks throttled", True),
+        Column("reasons"),
     )
     notes.append("Lowest / median / highest over the timed blocks of all sessions of a contender.")
     return Section(
@@ -77,8 +82,13 @@ def telemetry_section(dataset: Dataset) -> Section:
 
 def _clock_line(c: Clocks) -> tuple[Entry, ...]:
     return (
-        Entry(c.contender, c.row), Entry(str(c.blocks)), _spread(c.sm_mhz), _spread(c.power_w),
-        _spread(c.temperature_c), Entry(text.share(c.throttled)), Entry(", ".join(c.reasons) or "none"),
+        Entry(c.contender, c.row),
+        Entry(str(c.blocks)),
+        _spread(c.sm_mhz),
+        _spread(c.power_w),
+        _spread(c.temperature_c),
+        Entry(text.share(c.throttled)),
+        Entry(", ".join(c.reasons) or "none"),
     )
 
 
@@ -106,7 +116,10 @@ def time_section(dataset: Dataset) -> Section:
     money = money_spent(dataset)
     if money:
         columns = (
-            Column("candidate"), Column("tokens in", True), Column("tokens out", True), Column("USD", True),
+            Column("candidate"),
+            Column("tokens in", True),
+            Column("tokens out", True),
+            Column("USD", True),
         )
         costs = tuple(
             (Entry(m.contender), Entry(f"{m.tokens_in:,}"), Entry(f"{m.tokens_out:,}"), Entry(f"{m.usd:.2f}"))
@@ -120,9 +133,18 @@ def environment_section(dataset: Dataset) -> Section:
     tables = []
     for digest, e in dataset.environments.items():
         facts = {
-            "device": e.device, "target": e.target, "driver": e.driver, "CUDA": e.cuda,
-            "attnbench": e.harness, "Python": e.python, "platform": e.platform, "CPU": e.cpu,
-            "cores": str(e.cores) if e.cores else "", "sandbox": e.sandbox, **e.libraries, **e.gpu,
+            "device": e.device,
+            "target": e.target,
+            "driver": e.driver,
+            "CUDA": e.cuda,
+            "attnbench": e.harness,
+            "Python": e.python,
+            "platform": e.platform,
+            "CPU": e.cpu,
+            "cores": str(e.cores) if e.cores else "",
+            "sandbox": e.sandbox,
+            **e.libraries,
+            **e.gpu,
         }
         lines = tuple((Entry(name), Entry(value)) for name, value in facts.items() if value)
         tables.append(Table((Column("what"), Column("as found")), lines, f"Environment {digest[:8]}"))

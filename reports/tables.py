@@ -118,7 +118,10 @@ _LENGTH = 11 + _PADDING  # '512 x 8k', '1023 x 1024'
 def _columns(layout: Layout, header: bool) -> Table:
     """An empty table of fixed widths, so that parts of it align under one header."""
     table = Table(
-        box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False, show_edge=False,
+        box=box.SIMPLE_HEAD if header else None,
+        show_header=header,
+        pad_edge=False,
+        show_edge=False,
         padding=(0, 1, 0, 0) if header else (0, 2, 0, 0),
     )
     table.add_column("length", no_wrap=True, width=_LENGTH - _PADDING)
@@ -169,7 +172,11 @@ def summary_tables(dataset: Dataset) -> list[RenderableType]:
     rows = funnel(dataset, "candidate")
     if rows:
         table = Table(
-            title="funnel", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+            title="funnel",
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
             show_edge=False,
         )
         table.add_column("candidate", overflow="fold")

@@ -21,19 +21,21 @@ TASK = Task(
     mask=causal,
     visible_pairs=causal_pairs,
     causal=True,
-    workloads=with_hidden({
-        "smoke": (
-            Workload(NAME, 1, 8, 2, 256, 256, 64, 64, "fp32"),
-            Workload(NAME, 2, 6, 2, 129, 320, 64, 64, "fp32"),
-            Workload(NAME, 1, 7, 1, 192, 192, 128, 128, "fp32"),
-        ),
-        "models": (
-            model_shape(NAME, "Llama 3.1 8B", (32, 8), 2048, 128),
-            model_shape(NAME, "Llama 3.1 8B", (32, 8), 8192, 128),
-            model_shape(NAME, "Llama 3.1 70B", (64, 8), 4096, 128),
-            model_shape(NAME, "Llama 3.1 405B", (128, 8), 8192, 128),
-            model_shape(NAME, "Qwen2.5 7B", (28, 4), 4096, 128),
-            model_shape(NAME, "Qwen3 235B-A22B", (64, 4), 4096, 128),
-        ),
-    }),
+    workloads=with_hidden(
+        {
+            "smoke": (
+                Workload(NAME, 1, 8, 2, 256, 256, 64, 64, "fp32"),
+                Workload(NAME, 2, 6, 2, 129, 320, 64, 64, "fp32"),
+                Workload(NAME, 1, 7, 1, 192, 192, 128, 128, "fp32"),
+            ),
+            "models": (
+                model_shape(NAME, "Llama 3.1 8B", (32, 8), 2048, 128),
+                model_shape(NAME, "Llama 3.1 8B", (32, 8), 8192, 128),
+                model_shape(NAME, "Llama 3.1 70B", (64, 8), 4096, 128),
+                model_shape(NAME, "Llama 3.1 405B", (128, 8), 8192, 128),
+                model_shape(NAME, "Qwen2.5 7B", (28, 4), 4096, 128),
+                model_shape(NAME, "Qwen3 235B-A22B", (64, 4), 4096, 128),
+            ),
+        }
+    ),
 )

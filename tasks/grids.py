@@ -44,8 +44,16 @@ def model_shape(
 ) -> Workload:
     """Self-attention of a named model in fp16: (query heads, kv heads), batch so that it is 16k tokens."""
     return Workload(
-        task, max(1, PAPER_TOKENS // seq), *heads, seq, seq, dim, dim_v or dim,
-        scale=scale, parameters=tuple(parameters.items()), label=label,
+        task,
+        max(1, PAPER_TOKENS // seq),
+        *heads,
+        seq,
+        seq,
+        dim,
+        dim_v or dim,
+        scale=scale,
+        parameters=tuple(parameters.items()),
+        label=label,
     )
 
 

@@ -22,19 +22,21 @@ TASK = Task(
     mask=causal,
     visible_pairs=causal_pairs,
     causal=True,
-    workloads=with_hidden({
-        "smoke": (
-            Workload(NAME, 1, 4, 4, 512, 512, 64, 64, "fp32"),
-            Workload(NAME, 2, 2, 2, 129, 320, 64, 64, "fp32"),
-            Workload(NAME, 1, 2, 2, 256, 256, 128, 128, "fp32"),
-        ),
-        "paper": (
-            *PAPER,
-            *(  # a prompt's last chunk against everything before it
-                Workload(NAME, 2, 16, 16, 512, 8192, 128, 128, dtype, label="chunked prefill")
-                for dtype in ("fp16", "bf16")
+    workloads=with_hidden(
+        {
+            "smoke": (
+                Workload(NAME, 1, 4, 4, 512, 512, 64, 64, "fp32"),
+                Workload(NAME, 2, 2, 2, 129, 320, 64, 64, "fp32"),
+                Workload(NAME, 1, 2, 2, 256, 256, 128, 128, "fp32"),
             ),
-        ),
-        "models": tuple(w for w in PAPER if w.dtype == "fp16" and w.seq_q in (2048, 4096, 8192)),
-    }),
+            "paper": (
+                *PAPER,
+                *(  # a prompt's last chunk against everything before it
+                    Workload(NAME, 2, 16, 16, 512, 8192, 128, 128, dtype, label="chunked prefill")
+                    for dtype in ("fp16", "bf16")
+                ),
+            ),
+            "models": tuple(w for w in PAPER if w.dtype == "fp16" and w.seq_q in (2048, 4096, 8192)),
+        }
+    ),
 )

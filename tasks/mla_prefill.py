@@ -21,17 +21,19 @@ TASK = Task(
     mask=causal,
     visible_pairs=causal_pairs,
     causal=True,
-    workloads=with_hidden({
-        "smoke": (
-            Workload(NAME, 1, 4, 4, 256, 256, 192, 128, "fp32"),
-            Workload(NAME, 2, 2, 2, 129, 320, 192, 128, "fp32"),
-        ),
-        "models": (
-            model_shape(NAME, "DeepSeek-V2-Lite", (16, 16), 2048, 192, 128),
-            model_shape(NAME, "DeepSeek-V2-Lite", (16, 16), 4096, 192, 128),
-            model_shape(NAME, "DeepSeek-V2-Lite", (16, 16), 8192, 192, 128),
-            model_shape(NAME, "DeepSeek-V3", (128, 128), 2048, 192, 128),
-            model_shape(NAME, "DeepSeek-V3", (128, 128), 4096, 192, 128),
-        ),
-    }),
+    workloads=with_hidden(
+        {
+            "smoke": (
+                Workload(NAME, 1, 4, 4, 256, 256, 192, 128, "fp32"),
+                Workload(NAME, 2, 2, 2, 129, 320, 192, 128, "fp32"),
+            ),
+            "models": (
+                model_shape(NAME, "DeepSeek-V2-Lite", (16, 16), 2048, 192, 128),
+                model_shape(NAME, "DeepSeek-V2-Lite", (16, 16), 4096, 192, 128),
+                model_shape(NAME, "DeepSeek-V2-Lite", (16, 16), 8192, 192, 128),
+                model_shape(NAME, "DeepSeek-V3", (128, 128), 2048, 192, 128),
+                model_shape(NAME, "DeepSeek-V3", (128, 128), 4096, 192, 128),
+            ),
+        }
+    ),
 )

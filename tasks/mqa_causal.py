@@ -21,17 +21,19 @@ TASK = Task(
     mask=causal,
     visible_pairs=causal_pairs,
     causal=True,
-    workloads=with_hidden({
-        "smoke": (
-            Workload(NAME, 1, 6, 1, 256, 256, 64, 64, "fp32"),
-            Workload(NAME, 2, 5, 1, 129, 320, 64, 64, "fp32"),
-            Workload(NAME, 1, 4, 1, 256, 256, 128, 128, "fp32"),
-        ),
-        "models": (
-            model_shape(NAME, "StarCoder 15B", (48, 1), 2048, 128),
-            model_shape(NAME, "StarCoder 15B", (48, 1), 8192, 128),
-            model_shape(NAME, "Falcon 7B", (71, 1), 2048, 64),
-            model_shape(NAME, "Falcon 7B", (71, 1), 8192, 64),
-        ),
-    }),
+    workloads=with_hidden(
+        {
+            "smoke": (
+                Workload(NAME, 1, 6, 1, 256, 256, 64, 64, "fp32"),
+                Workload(NAME, 2, 5, 1, 129, 320, 64, 64, "fp32"),
+                Workload(NAME, 1, 4, 1, 256, 256, 128, 128, "fp32"),
+            ),
+            "models": (
+                model_shape(NAME, "StarCoder 15B", (48, 1), 2048, 128),
+                model_shape(NAME, "StarCoder 15B", (48, 1), 8192, 128),
+                model_shape(NAME, "Falcon 7B", (71, 1), 2048, 64),
+                model_shape(NAME, "Falcon 7B", (71, 1), 8192, 64),
+            ),
+        }
+    ),
 )

@@ -42,9 +42,7 @@ def plain(task: Task, workload: Workload, inputs: Mapping[str, Tensor]) -> dict[
         return {"out": attention(task, workload, inputs, workload.torch_dtype)}
 
 
-def attention(
-    task: Task, workload: Workload, inputs: Mapping[str, Tensor], dtype: torch.dtype
-) -> Tensor:
+def attention(task: Task, workload: Workload, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """Generic attention with every intermediate in `dtype`: (batch, seq_q, heads, dim_v)."""
     w = workload
     q, k, v = (inputs[name].to(dtype).transpose(1, 2).contiguous() for name in ("q", "k", "v"))

@@ -21,17 +21,19 @@ TASK = Task(
     mask=sliding_window,
     visible_pairs=sliding_window_pairs,
     parameters=(Parameter("window", "int", "keys a query sees, its own position included"),),
-    workloads=with_hidden({
-        "smoke": (
-            Workload(NAME, 1, 4, 2, 512, 512, 64, 64, "fp32", parameters=(("window", 128),)),
-            Workload(NAME, 2, 4, 4, 129, 320, 64, 64, "fp32", parameters=(("window", 100),)),
-        ),
-        "models": (
-            model_shape(NAME, "Mistral 7B v0.1", (32, 8), 8192, 128, window=4096),
-            model_shape(NAME, "Mistral 7B v0.1", (32, 8), 16_384, 128, window=4096),
-            model_shape(NAME, "Gemma 2 9B, window only", (16, 8), 8192, 256, window=4096),
-            model_shape(NAME, "gpt-oss, without sinks", (64, 8), 2048, 64, window=128),
-            model_shape(NAME, "gpt-oss, without sinks", (64, 8), 8192, 64, window=128),
-        ),
-    }),
+    workloads=with_hidden(
+        {
+            "smoke": (
+                Workload(NAME, 1, 4, 2, 512, 512, 64, 64, "fp32", parameters=(("window", 128),)),
+                Workload(NAME, 2, 4, 4, 129, 320, 64, 64, "fp32", parameters=(("window", 100),)),
+            ),
+            "models": (
+                model_shape(NAME, "Mistral 7B v0.1", (32, 8), 8192, 128, window=4096),
+                model_shape(NAME, "Mistral 7B v0.1", (32, 8), 16_384, 128, window=4096),
+                model_shape(NAME, "Gemma 2 9B, window only", (16, 8), 8192, 256, window=4096),
+                model_shape(NAME, "gpt-oss, without sinks", (64, 8), 2048, 64, window=128),
+                model_shape(NAME, "gpt-oss, without sinks", (64, 8), 8192, 64, window=128),
+            ),
+        }
+    ),
 )

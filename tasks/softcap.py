@@ -34,15 +34,17 @@ TASK = Task(
     visible_pairs=causal_pairs,
     parameters=(Parameter("softcap", "float", "bound of the scores' magnitude"),),
     tolerance_factor=3.0,
-    workloads=with_hidden({
-        "smoke": (
-            Workload(NAME, 1, 4, 2, 256, 256, 64, 64, "fp32", parameters=(("softcap", 50.0),)),
-            Workload(NAME, 2, 2, 2, 129, 320, 64, 64, "fp32", 0.1, (("softcap", 20.0),)),
-        ),
-        "models": (
-            model_shape(NAME, "Gemma 2 27B", (32, 16), 2048, 128, scale=144**-0.5, softcap=50.0),
-            model_shape(NAME, "Gemma 2 27B", (32, 16), 4096, 128, scale=144**-0.5, softcap=50.0),
-            model_shape(NAME, "Gemma 2 27B", (32, 16), 8192, 128, scale=144**-0.5, softcap=50.0),
-        ),
-    }),
+    workloads=with_hidden(
+        {
+            "smoke": (
+                Workload(NAME, 1, 4, 2, 256, 256, 64, 64, "fp32", parameters=(("softcap", 50.0),)),
+                Workload(NAME, 2, 2, 2, 129, 320, 64, 64, "fp32", 0.1, (("softcap", 20.0),)),
+            ),
+            "models": (
+                model_shape(NAME, "Gemma 2 27B", (32, 16), 2048, 128, scale=144**-0.5, softcap=50.0),
+                model_shape(NAME, "Gemma 2 27B", (32, 16), 4096, 128, scale=144**-0.5, softcap=50.0),
+                model_shape(NAME, "Gemma 2 27B", (32, 16), 8192, 128, scale=144**-0.5, softcap=50.0),
+            ),
+        }
+    ),
 )

@@ -206,10 +206,11 @@ class Task:
 
     def bytes(self, workload: Workload) -> int:
         """Fewest bytes through device memory: each tensor once."""
-        return sum(
-            math.prod(t.shape(workload)) * torch.empty((), dtype=DTYPES[t.dtype_of(workload)]).element_size()
-            for t in self.tensors
-        )
+        return sum(_nbytes(t, workload) for t in self.tensors)
+
+    def bytes_read(self, workload: Workload) -> int:
+        """Bytes of the inputs, which a call with cold caches must read."""
+        return sum(_nbytes(t, workload) for t in self.inputs)
 
     def scalars(self, workload: Workload) -> dict[str, ParameterValue]:
         """Keyword arguments of a call."""
@@ -221,3 +222,7 @@ class Task:
             known = ", ".join(sorted(self.workloads))
             raise TaskError(f"task {self.name} has no workload set {name!r}; it has: {known}")
         return self.workloads[name]
+
+
+def _nbytes(tensor: TensorSpec, workload: Workload) -> int:
+    return math.prod(tensor.shape(workload)) * DTYPES[tensor.dtype_of(workload)].itemsize

@@ -181,7 +181,9 @@ def test_an_unknown_schema_version_says_what_to_do(version: Any) -> None:
         read_result(json.dumps(data))
 
 
-@pytest.mark.parametrize("line", ["", "{", '{"schema_version": 1}', "[1]", "null", result().model_dump_json()[:-9]])
+@pytest.mark.parametrize(
+    "line", ["", "{", '{"schema_version": 1}', "[1]", "null", result().model_dump_json()[:-9]]
+)
 def test_a_line_that_is_no_result_is_refused_with_one_error(line: str) -> None:
     with pytest.raises(RecordError):
         read_result(line)

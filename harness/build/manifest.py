@@ -177,7 +177,7 @@ def _entries(
     path: Path, data: _Toml, tasks: tuple[str, ...], files: Mapping[str, bytes]
 ) -> Mapping[str, str]:
     if data.entries is None:
-        entries = {task: data.entry or DEFAULT_ENTRY for task in tasks}
+        entries = dict.fromkeys(tasks, data.entry or DEFAULT_ENTRY)
         key = "entry"
     elif data.entry is not None:
         raise CandidateError(path, "give either entry or entries", "entries")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from harness.targets import Target
 from tasks.spec import Task, Workload
 
+STRICT_SHARE = 0.9  # of the floor: faster than this is impossible
+
 
 def compute_floor_ms(flops: int, target: Target, dtype: str) -> float | None:
     """Time of `flops` operations at the dense peak of `dtype`, ms; None where the target has no such peak."""
@@ -66,12 +68,15 @@ class Roofline:
 
     flops: int
     bytes_moved: int
+    bytes_read: int
     target: Target
     dtype: str
 
     @classmethod
     def of(cls, task: Task, workload: Workload, target: Target) -> Roofline:
-        return cls(task.flops(workload), task.bytes(workload), target, workload.dtype)
+        return cls(
+            task.flops(workload), task.bytes(workload), task.bytes_read(workload), target, workload.dtype
+        )
 
     @property
     def floor_ms(self) -> float | None:

@@ -102,9 +102,7 @@ class Session:
         by_name = {c.name: c for c in contenders}
         self.anchor = by_name[anchor]
         # slowest outermost, the judged next to the anchor, the anchor in the middle
-        rest = sorted(
-            (c for c in contenders if c.name != anchor), key=lambda c: (c.judged, -c.estimate_ms)
-        )
+        rest = sorted((c for c in contenders if c.name != anchor), key=lambda c: (c.judged, -c.estimate_ms))
         self.order = [*rest, self.anchor]
         self.policy, self.telemetry, self.device_kind = policy, telemetry, device_kind
         self.tracks = {c.name: _Track() for c in self.order}
@@ -335,6 +333,8 @@ def _kernels(blocks: list[list[tuple[str, float, float]]]) -> tuple[KernelRecord
         for name, calls, ms in block:
             times.setdefault(name, []).append((calls, ms))
     return tuple(
-        KernelRecord(name=name[:300], calls=round(calls[0][0]), time_ms=quantiles([ms for _, ms in calls]).median)
+        KernelRecord(
+            name=name[:300], calls=round(calls[0][0]), time_ms=quantiles([ms for _, ms in calls]).median
+        )
         for name, calls in times.items()
     )

@@ -28,9 +28,7 @@ _ACCUMULATOR_KEYS = 16  # keys summed before a rounding: the k extent of one fp1
 def zeros(task: Task, w: Workload, inputs: Inputs) -> Outputs | None:
     """Nothing computed."""
     device = _device(inputs)
-    return {
-        t.name: torch.zeros(t.shape(w), dtype=DTYPES[t.dtype_of(w)], device=device) for t in task.outputs
-    }
+    return {t.name: torch.zeros(t.shape(w), dtype=DTYPES[t.dtype_of(w)], device=device) for t in task.outputs}
 
 
 def mean_v(task: Task, w: Workload, inputs: Inputs) -> Outputs | None:
@@ -122,8 +120,17 @@ def half_accumulation(task: Task, w: Workload, inputs: Inputs) -> Outputs | None
 CONTROLS: Mapping[str, Control] = {
     control.__name__: control
     for control in (
-        zeros, mean_v, last_token, identity, no_scale, no_mask, wrong_mask_edge, no_window,
-        no_score_mod, wrong_head_map, half_accumulation,
+        zeros,
+        mean_v,
+        last_token,
+        identity,
+        no_scale,
+        no_mask,
+        wrong_mask_edge,
+        no_window,
+        no_score_mod,
+        wrong_head_map,
+        half_accumulation,
     )
 }
 

@@ -178,9 +178,7 @@ class Exam:
             for t in tensors
         )
 
-    def _read_outputs(
-        self, worker: Worker, kernel: str, slot: int, timed: bool = False
-    ) -> dict[str, Tensor]:
+    def _read_outputs(self, worker: Worker, kernel: str, slot: int, timed: bool = False) -> dict[str, Tensor]:
         tensors = [t for t in self.layout.tensors if t.role == "output"]
         self._ask_back(worker, kernel, slot, tensors, timed)
         for t in tensors:
@@ -210,7 +208,9 @@ def image_layout(task: Task, workload: Workload, contents: int) -> ImageLayout:
 def rejection_of(error: WorkerError, verification: Verification | None = None) -> Rejected:
     """The verdict that a failed request means."""
     if isinstance(error, WorkerTimeout):
-        return Rejected(Verdict.TIMEOUT, "no answer within the time limit; the worker was killed", verification)
+        return Rejected(
+            Verdict.TIMEOUT, "no answer within the time limit; the worker was killed", verification
+        )
     if isinstance(error, RequestFailed):
         verdict = {
             "build": Verdict.BUILD_ERROR,

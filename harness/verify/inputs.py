@@ -91,9 +91,7 @@ def _needle(w: Workload, inputs: dict[str, Tensor], generator: torch.Generator) 
     sign = torch.randint(0, 2, (w.dim,), generator=generator, device=q.device).mul_(2).sub_(1)
     direction = sign.to(torch.float32) * (length / math.sqrt(w.dim))
     q.add_(direction.to(q.dtype))
-    place = torch.randint(
-        0, w.seq_k, (w.batch, 1, w.kv_heads, 1), generator=generator, device=k.device
-    )
+    place = torch.randint(0, w.seq_k, (w.batch, 1, w.kv_heads, 1), generator=generator, device=k.device)
     planted = direction.to(k.dtype).expand(w.batch, 1, w.kv_heads, w.dim)
     k.scatter_(1, place.expand_as(planted), planted)
 

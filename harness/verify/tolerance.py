@@ -132,12 +132,20 @@ class _Expected:
             )
         errors = _distances(out, self.reference, self.row_square)
         stray = ((self.row_square == 0) & (errors.row_max > 0)).sum()
-        error_max, tile_error, square, out_square, ref_square, stray_rows, over = torch.stack([
-            x.double() for x in (
-                errors.row_max.max(), errors.tile.max(), errors.square, errors.out_square,
-                self.row_square.sum(dtype=torch.float64), stray, (errors.tile > self.tile_allowed).sum(),
-            )
-        ]).tolist()
+        error_max, tile_error, square, out_square, ref_square, stray_rows, over = torch.stack(
+            [
+                x.double()
+                for x in (
+                    errors.row_max.max(),
+                    errors.tile.max(),
+                    errors.square,
+                    errors.out_square,
+                    self.row_square.sum(dtype=torch.float64),
+                    stray,
+                    (errors.tile > self.tile_allowed).sum(),
+                )
+            ]
+        ).tolist()
         cosine = _cosine_distance(square, out_square, ref_square)
         note = ""
         if stray_rows:
@@ -198,17 +206,29 @@ def _expected(task: Task, w: Workload, spec: TensorSpec, exact: Tensor, low: Ten
             )
     row_square = _row_square(reference)
     errors = _distances(low, reference, row_square)
-    low_max, low_tile, square, out_square, ref_square, largest, rounding = torch.stack([
-        x.double() for x in (
-            errors.row_max.max(), errors.tile.max(), errors.square, errors.out_square,
-            row_square.sum(dtype=torch.float64), reference.abs().max(), _rounding(reference, dtype),
-        )
-    ]).tolist()
+    low_max, low_tile, square, out_square, ref_square, largest, rounding = torch.stack(
+        [
+            x.double()
+            for x in (
+                errors.row_max.max(),
+                errors.tile.max(),
+                errors.square,
+                errors.out_square,
+                row_square.sum(dtype=torch.float64),
+                reference.abs().max(),
+                _rounding(reference, dtype),
+            )
+        ]
+    ).tolist()
     r = task.tolerance_factor
     order = 0.0 if name in _HALF_PRECISION else 8 * math.sqrt(w.seq_k) * u
     low_cosine = _cosine_distance(square, out_square, ref_square)
     return _Expected(
-        spec, dtype, spec.shape(w), reference, row_square,
+        spec,
+        dtype,
+        spec.shape(w),
+        reference,
+        row_square,
         error_allowed=r * low_max + 2 * rounding + order * largest,
         tile_allowed=r * low_tile + u + order,
         cosine_allowed=max(COSINE_ALLOWED[name], r * r * low_cosine),

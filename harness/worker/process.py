@@ -36,7 +36,9 @@ ENVIRONMENT_ALLOWED = (
 class Worker:
     """One child process; `private` is its own writable folder (caches, temporary files)."""
 
-    def __init__(self, device: str, *, trusted: bool, wrap: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
+    def __init__(
+        self, device: str, *, trusted: bool, wrap: Sequence[str] = (), warm: Sequence[str] = ()
+    ) -> None:
         self.device = device
         self.trusted = trusted
         self._image: Image | None = None
@@ -155,7 +157,13 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5.0)
         code = self._process.returncode
-        how = "" if code is None else f" (signal {signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
+        how = (
+            ""
+            if code is None
+            else f" (signal {signal.Signals(-code).name})"
+            if code < 0
+            else f" (exit code {code})"
+        )
         tail = self.log_tail().strip().splitlines()[-1:]
         return what + how + (f": {tail[0][:300]}" if tail else "")
 

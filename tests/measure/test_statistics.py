@@ -130,8 +130,9 @@ def test_a_single_pair_never_claims_precision() -> None:
     assert not precise_enough(interval)
 
 
-@pytest.mark.parametrize(("values", "t"), [((1, 2), 12.706), ((1, 1, 3), 4.303), ((1, 1, 1, 3), 3.182),
-                                           ((1, 1, 1, 2, 3), 2.776)])
+@pytest.mark.parametrize(
+    ("values", "t"), [((1, 2), 12.706), ((1, 1, 3), 4.303), ((1, 1, 1, 3), 3.182), ((1, 1, 1, 2, 3), 2.776)]
+)
 def test_few_pairs_get_the_t_interval_of_their_logs(values: tuple[float, ...], t: float) -> None:
     logs = np.log(values)
     arm = t * logs.std(ddof=1) / math.sqrt(len(values))
@@ -207,7 +208,9 @@ def test_blocks_of_different_rounds_are_refused() -> None:
         (1.0, 1.0, 0.0, Change.SAME),
     ],
 )
-def test_change_is_judged_against_the_noise_floor(low: float, high: float, noise: float, change: Change) -> None:
+def test_change_is_judged_against_the_noise_floor(
+    low: float, high: float, noise: float, change: Change
+) -> None:
     assert classify(Interval((low + high) / 2, low, high, 10), noise) is change
 
 

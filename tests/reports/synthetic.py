@@ -52,8 +52,17 @@ def workload(
     mask = "causal" if causal else "full"
     return WorkloadRecord(
         key=f"b{batch}-h{heads}-n{seq_q}x{seq}-d{dim}-{mask}-{dtype}",
-        batch=batch, heads=heads, kv_heads=heads, seq_q=seq_q, seq_k=seq, dim=dim, dim_v=dim, dtype=dtype,
-        scale=dim**-0.5, causal=causal, flops=4 * batch * heads * pairs * dim,
+        batch=batch,
+        heads=heads,
+        kv_heads=heads,
+        seq_q=seq_q,
+        seq_k=seq,
+        dim=dim,
+        dim_v=dim,
+        dtype=dtype,
+        scale=dim**-0.5,
+        causal=causal,
+        flops=4 * batch * heads * pairs * dim,
         bytes=8 * batch * heads * seq * dim,
     )
 
@@ -62,22 +71,32 @@ def paper(causal: bool = True) -> list[WorkloadRecord]:
     """24 workloads: two dtypes, two head dims, six lengths."""
     return [
         workload(seq, dim, dtype, causal=causal)
-        for dtype in ("fp16", "bf16") for dim in (128, 64) for seq in (512, 1024, 2048, 4096, 8192, 16384)
+        for dtype in ("fp16", "bf16")
+        for dim in (128, 64)
+        for seq in (512, 1024, 2048, 4096, 8192, 16384)
     ]
 
 
 def candidate(name: str, kind: str = "candidate", family: str = "") -> CandidateRecord:
     baseline = kind == "baseline"
     return CandidateRecord(
-        sha256=sha(name), name=name, kind="baseline" if baseline else "candidate",
-        method="baseline" if baseline else "folder", backend="torch" if baseline else "triton", family=family,
+        sha256=sha(name),
+        name=name,
+        kind="baseline" if baseline else "candidate",
+        method="baseline" if baseline else "folder",
+        backend="torch" if baseline else "triton",
+        family=family,
         files={} if baseline else {"kernel.py": hashlib.sha256(SOURCE.encode()).hexdigest()},
     )
 
 
 def ratio(anchor: str, median: float, width: float = 0.001) -> Ratio:
     return Ratio(
-        anchor=anchor, median=median, low=median * (1 - width), high=median * (1 + width), pairs=24,
+        anchor=anchor,
+        median=median,
+        low=median * (1 - width),
+        high=median * (1 + width),
+        pairs=24,
         stopped="precise",
     )
 
@@ -92,66 +111,120 @@ def measurement(w: WorkloadRecord, name: str, target: str, tflops: float, over: 
     peak = PEAK.get(target)
     gbs = w.bytes / time_ms / 1e6
     telemetry = Telemetry(
-        sm_mhz=1755 + 30 * wobble(name, w.key), memory_mhz=2619, power_w=640 + 50 * wobble(w.key),
-        temperature_c=61, throttle=("sw_power_cap",) if w.seq_k >= 8192 else (),
+        sm_mhz=1755 + 30 * wobble(name, w.key),
+        memory_mhz=2619,
+        power_w=640 + 50 * wobble(w.key),
+        temperature_c=61,
+        throttle=("sw_power_cap",) if w.seq_k >= 8192 else (),
     )
     return Measurement(
-        clock="kernel_records" if target != "cpu" else "wall", captured=target != "cpu",
+        clock="kernel_records" if target != "cpu" else "wall",
+        captured=target != "cpu",
         device_time=Summary(median_ms=time_ms, p10_ms=time_ms * 0.99, p90_ms=time_ms * 1.015, samples=240),
         call_latency=Summary(median_ms=time_ms + 0.02, p10_ms=time_ms, p90_ms=time_ms + 0.05, samples=40),
-        ratio=over, graph_time=None, judge_slope_ms=None, noise=ratio(over.anchor, 1 + 0.003 * wobble("noise", name, w.key), 0.0004),
+        ratio=over,
+        graph_time=None,
+        judge_slope_ms=None,
+        noise=ratio(over.anchor, 1 + 0.003 * wobble("noise", name, w.key), 0.0004),
         blocks=tuple(
-            Block(round=n, started_s=0.5 * n, iterations=10, median_ms=time_ms,
-                  telemetry=telemetry if target != "cpu" else None)
+            Block(
+                round=n,
+                started_s=0.5 * n,
+                iterations=10,
+                median_ms=time_ms,
+                telemetry=telemetry if target != "cpu" else None,
+            )
             for n in range(2)
         ),
         kernels=(KernelRecord(name=f"{name}_kernel", calls=1, time_ms=time_ms),),
-        floor_ms=w.flops / peak / 1e9 if peak else None, tflops=tflops,
-        percent_of_peak=100 * tflops / peak if peak else None, gbytes_per_s=gbs,
+        floor_ms=w.flops / peak / 1e9 if peak else None,
+        tflops=tflops,
+        percent_of_peak=100 * tflops / peak if peak else None,
+        gbytes_per_s=gbs,
         percent_of_bandwidth=100 * gbs / 3352 if peak else None,
     )
 
 
 def check(w: WorkloadRecord, passed: bool) -> Check:
     return Check(
-        workload=w.key, recipe="normal", seed=7, passed=passed, error_max=0.001 if passed else 0.31,
-        error_allowed=0.0042, tile_error=0.002 if passed else 0.8, tile_error_allowed=0.02,
-        cosine_distance=1e-7 if passed else 0.2, timed=False,
+        workload=w.key,
+        recipe="normal",
+        seed=7,
+        passed=passed,
+        error_max=0.001 if passed else 0.31,
+        error_allowed=0.0042,
+        tile_error=0.002 if passed else 0.8,
+        tile_error_allowed=0.02,
+        cosine_distance=1e-7 if passed else 0.2,
+        timed=False,
     )
 
 
 def environment(target: str = "h100", device: str = "NVIDIA H100 80GB HBM3") -> Environment:
     return Environment(
-        device=device, target=target, harness="0.1.0", python="3.12.3", platform="Linux-6.8 x86_64",
-        driver="570.86" if target != "cpu" else "", cuda="12.8" if target != "cpu" else "",
+        device=device,
+        target=target,
+        harness="0.1.0",
+        python="3.12.3",
+        platform="Linux-6.8 x86_64",
+        driver="570.86" if target != "cpu" else "",
+        cuda="12.8" if target != "cpu" else "",
         libraries={"torch": "2.11.0", "triton": "3.6.0"},
         gpu={"power limit": "700 W"} if target != "cpu" else {},
-        baselines={"cudnn": "usable", "flash-attn": REASONS[Verdict.SKIPPED]}, sandbox="bubblewrap 0.11",
+        baselines={"cudnn": "usable", "flash-attn": REASONS[Verdict.SKIPPED]},
+        sandbox="bubblewrap 0.11",
     )
 
 
 def result(
-    task: str, w: WorkloadRecord, who: CandidateRecord, verdict: Verdict, measured: Measurement | None, *,
-    env: Environment | None = None, sample: int = 0, recorded_at: str = "2026-11-20T08:00:00Z",
+    task: str,
+    w: WorkloadRecord,
+    who: CandidateRecord,
+    verdict: Verdict,
+    measured: Measurement | None,
+    *,
+    env: Environment | None = None,
+    sample: int = 0,
+    recorded_at: str = "2026-11-20T08:00:00Z",
 ) -> Result:
     env = env or environment()
     identity = Identity(
-        task=sha(task), workload=w.key, candidate=who.sha256, target=env.target, harness="0.1.0", sample=sample
+        task=sha(task),
+        workload=w.key,
+        candidate=who.sha256,
+        target=env.target,
+        harness="0.1.0",
+        sample=sample,
     )
     wrong = verdict is Verdict.WRONG_NUMERICS
     checks = (check(w, not wrong),)
     checked = verdict is Verdict.OK or wrong
     verification = Verification(checks=checks, repeats_identical=None) if checked else None
     return Result(
-        id=identity.digest, identity=identity, task=task, target=env.target, device=env.device,
-        environment=env.digest, workload=w, candidate=who, verdict=verdict, reason=REASONS.get(verdict, ""),
-        sandboxed=True, verification=verification, measurement=measured, recorded_at=recorded_at,
+        id=identity.digest,
+        identity=identity,
+        task=task,
+        target=env.target,
+        device=env.device,
+        environment=env.digest,
+        workload=w,
+        candidate=who,
+        verdict=verdict,
+        reason=REASONS.get(verdict, ""),
+        sandboxed=True,
+        verification=verification,
+        measurement=measured,
+        recorded_at=recorded_at,
     )
 
 
 def results(
-    task: str, workloads: Iterable[WorkloadRecord], contenders: dict[str, tuple[str, Rate]], *,
-    anchor: str = "cudnn", env: Environment | None = None,
+    task: str,
+    workloads: Iterable[WorkloadRecord],
+    contenders: dict[str, tuple[str, Rate]],
+    *,
+    anchor: str = "cudnn",
+    env: Environment | None = None,
 ) -> list[Result]:
     """Results of every contender (name -> kind, rate) on every workload, paired with one anchor."""
     env = env or environment()
@@ -172,7 +245,11 @@ def results(
 
 
 def write_run(
-    folder: Path, lines: Iterable[Result], *, env: Environment | None = None, torn: bool = False,
+    folder: Path,
+    lines: Iterable[Result],
+    *,
+    env: Environment | None = None,
+    torn: bool = False,
     summaries: Iterable[RunSummary] | None = None,
 ) -> Path:
     """A run's directory as the store writes it; with `torn` its last line is cut in the middle."""
@@ -185,7 +262,10 @@ def write_run(
     experiment = f'target = "{env.target}"\ntasks = ["mha_causal"]\nworkloads = "paper"\nbaselines = "all"\n'
     (folder / "experiment.toml").write_text(experiment)
     summary = RunSummary(
-        started_at="2026-11-20T07:58:00Z", wall_s=842.0, gpu_work_s=611.0, results=len(lines),
+        started_at="2026-11-20T07:58:00Z",
+        wall_s=842.0,
+        gpu_work_s=611.0,
+        results=len(lines),
         stages_s={"build": 41.5, "verify": 208.0, "measure": 489.0, "worker start": 88.0},
     )
     summaries = [summary] if summaries is None else summaries
@@ -221,7 +301,8 @@ def full_contenders() -> dict[str, tuple[str, Rate]]:
         "flash-attn": ("baseline", lambda w: Verdict.SKIPPED),
         "triton-tma": ("candidate", curve(515, 380, {(64, "bf16"): Verdict.WRONG_NUMERICS})),
         "warp-specialised": (
-            "candidate", curve(672, 690, {(64, "fp16"): Verdict.BUILD_ERROR, (64, "bf16"): Verdict.TIMEOUT}),
+            "candidate",
+            curve(672, 690, {(64, "fp16"): Verdict.BUILD_ERROR, (64, "bf16"): Verdict.TIMEOUT}),
         ),
     }
 
@@ -238,8 +319,10 @@ def cpu_run(folder: Path) -> Path:
     env = environment("cpu", "AMD EPYC 9V74")
     w = workload(512, 64, "fp32", tokens=512)
     who: dict[str, tuple[str, Rate]] = {
-        "sdpa": ("baseline", lambda w: 0.1234), "naive": ("baseline", lambda w: 0.0456),
-        "numba-tiled": ("candidate", lambda w: 0.0871), "triton-tma": ("candidate", lambda w: Verdict.PROVEN),
+        "sdpa": ("baseline", lambda w: 0.1234),
+        "naive": ("baseline", lambda w: 0.0456),
+        "numba-tiled": ("candidate", lambda w: 0.0871),
+        "triton-tma": ("candidate", lambda w: Verdict.PROVEN),
     }
     return write_run(folder, results("mha_causal", [w], who, anchor="sdpa", env=env), env=env)
 

@@ -45,10 +45,18 @@ def cell_of(*results: Result) -> Cell:
 def test_with_a_common_anchor_ratios_divide_and_intervals_add_in_quadrature() -> None:
     cell = cell_of(
         measured("anchor", "baseline", 400, synthetic.ratio("anchor", 1.0)),
-        measured("best", "baseline", 500, Ratio(
-            anchor="anchor", median=1.25, low=1.2, high=1.3, pairs=9, stopped="precise")),
-        measured("mine", "candidate", 550, Ratio(
-            anchor="anchor", median=1.4, low=1.37, high=1.45, pairs=9, stopped="precise")),
+        measured(
+            "best",
+            "baseline",
+            500,
+            Ratio(anchor="anchor", median=1.25, low=1.2, high=1.3, pairs=9, stopped="precise"),
+        ),
+        measured(
+            "mine",
+            "candidate",
+            550,
+            Ratio(anchor="anchor", median=1.4, low=1.37, high=1.45, pairs=9, stopped="precise"),
+        ),
     )
     found = speedup(cell, cell.candidates[0])
     assert found is not None and found.baseline.contender == "best" and found.paired
@@ -119,7 +127,10 @@ def test_a_record_of_another_environment_links_nothing() -> None:
 def test_a_library_behind_a_candidate_earns_no_speedup_however_fast_it_was() -> None:
     over = synthetic.ratio("a", 1.5)
     fast = synthetic.result(
-        "mha", W, synthetic.candidate("mine"), Verdict.LIBRARY_DISPATCH,
+        "mha",
+        W,
+        synthetic.candidate("mine"),
+        Verdict.LIBRARY_DISPATCH,
         synthetic.measurement(W, "mine", "h100", 600, over),
     )
     cell = cell_of(measured("a", "baseline", 400, synthetic.ratio("a", 1.0)), fast)

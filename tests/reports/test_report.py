@@ -118,11 +118,14 @@ def test_csv_has_a_line_a_result_and_agrees_with_json(large: Path) -> None:
     data = json.loads((large / "report" / "report.json").read_text(encoding="utf-8"))
     against_best = {
         s["records"][0]["record"]: s["median"]
-        for cell in data["cells"] for s in cell["speedups"] if s["over_is_best"]
+        for cell in data["cells"]
+        for s in cell["speedups"]
+        if s["over_is_best"]
     }
     from_csv = {
         line["record"]: float(line["speedup_vs_best_baseline"])
-        for line in lines if line["kind"] == "candidate" and line["speedup_vs_best_baseline"]
+        for line in lines
+        if line["kind"] == "candidate" and line["speedup_vs_best_baseline"]
     }
     assert from_csv == pytest.approx(against_best, abs=1e-6)
 

@@ -46,7 +46,10 @@ def test_early_rows_see_nothing_with_more_queries_than_keys() -> None:
 def test_a_window_counts_the_own_position() -> None:
     w = _shape(4, 4, 2)
     assert sliding_window(*_positions(w), w).int().tolist() == [
-        [1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1],
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 0, 1, 1],
     ]
 
 

@@ -1,6 +1,7 @@
 """The oracle against an independent formula, element by element."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,8 +46,14 @@ def test_oracle_is_the_definition(
     window = tuple((n, 3 if n == "window" else x) for n, x in config.parameters)
     kv_heads = min(2, config.kv_heads)
     w = config.with_(
-        batch=2, heads=config.group * kv_heads, kv_heads=kv_heads, seq_q=seq_q, seq_k=seq_k,
-        dim=8, dim_v=4, parameters=window,
+        batch=2,
+        heads=config.group * kv_heads,
+        kv_heads=kv_heads,
+        seq_q=seq_q,
+        seq_k=seq_k,
+        dim=8,
+        dim_v=4,
+        parameters=window,
     )
     generator = torch.Generator().manual_seed(1)
     inputs = {t.name: torch.randn(t.shape(w), generator=generator) for t in task.inputs}
@@ -69,3 +76,16 @@ def test_plain_computes_in_the_test_dtype() -> None:
     exact = oracle.expected(SUITE["mha"], w, inputs)["out"]
     assert low.dtype is torch.bfloat16 and exact.dtype is torch.float64
     assert 0 < float((low - exact).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_a_score_mod_sees_absolute_positions_where_unseen_keys_are_skipped(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oracle, "CHUNK_ELEMENTS", {"cpu": chunk, "cuda": chunk})
+    task = replace(SUITE["sliding_window"], score_mod=lambda s, h, i, j, w: s + 0.3 * (j % 3) + 0.1 * h * i)
+    w = Workload("sliding_window", 1, 2, 2, 7, 9, 8, 4, "fp32", parameters=(("window", 3),))
+    inputs = {t.name: torch.randn(t.shape(w)) for t in task.inputs}
+    torch.testing.assert_close(
+        oracle.expected(task, w, inputs)["out"], _by_hand(task, w, inputs), rtol=1e-11, atol=1e-12
+    )

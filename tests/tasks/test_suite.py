@@ -11,7 +11,14 @@ from tasks.spec import Task, TaskError, Workload
 
 SUITE = discover()
 CORE = (
-    "mha", "mha_causal", "gqa_causal", "mqa_causal", "mla_prefill", "sliding_window", "softcap", "cross",
+    "mha",
+    "mha_causal",
+    "gqa_causal",
+    "mqa_causal",
+    "mla_prefill",
+    "sliding_window",
+    "softcap",
+    "cross",
 )
 every_task = pytest.mark.parametrize("task", SUITE.values(), ids=SUITE)
 

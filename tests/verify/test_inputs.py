@@ -76,7 +76,7 @@ def test_a_task_chooses_recipes_and_others_are_left_out_where_they_cannot_apply(
 
 
 def test_unknown_recipes_are_named_with_those_there_are() -> None:
-    with pytest.raises(TaskError, match="'neddle'.*choose.*needle"):
+    with pytest.raises(TaskError, match=r"'neddle'.*choose.*needle"):
         recipes_for(Task("t", "", "", "", {}, recipes=("neddle",)), W)
     with pytest.raises(TaskError, match="choose one of normal"):
         make_inputs(SUITE["mha"], W, "neddle", 0, "cpu")

@@ -105,7 +105,7 @@ def _forward(q, k, v, out, scale, causal):  # type: ignore[no-untyped-def]
             for i in range(rows):
                 seen = columns
                 if causal:
-                    seen = min(columns, max(0, start_m + i + diagonal - start))
+                    seen = min(columns, max(0, start_m + i + diagonal - start + 1))
                 row = scores[i]
                 if seen > 0:
                     highest = row_max[i]
