@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from tasks.spec import Task, Workload
 Call = Callable[[], Tensor]
 
 
-class CannotRun(Exception):  # noqa: N818 - an outcome, not a fault
+class CannotRun(Exception):
     """This baseline cannot run this here; the text is the reason shown in the report."""
 
 
@@ -53,6 +53,11 @@ class Baseline(Protocol):
     @property
     def slow(self) -> bool:
         """A reference point, not a competitor: few samples, no CUDA graph."""
+        ...
+
+    @property
+    def compiles(self) -> Literal["never", "configuration", "shape"]:
+        """For what `plan` compiles for seconds: worth doing ahead, in parallel."""
         ...
 
     def library(self) -> Library:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -40,6 +40,7 @@ class FlashAttn:
     arguments: Callable[[Features], dict[str, Any]]
     limits: Callable[[Workload, Target], str | None]
     slow: bool = False
+    compiles: Literal["never", "configuration", "shape"] = "never"
 
     def library(self) -> Library:
         install = f"pip install {self.distribution}"
@@ -136,4 +137,5 @@ FLASH_ATTN_4 = FlashAttn(
     CUTE_MODULES,
     _arguments_4,
     _limits_4,
+    compiles="configuration",
 )

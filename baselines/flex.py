@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Flex:
     name: str = "flex"
     title: str = "PyTorch FlexAttention"
     slow: bool = False
+    compiles: Literal["never", "configuration", "shape"] = "shape"
 
     def library(self) -> Library:
         if find_spec("triton") is None and _compiler() is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class Naive:
     name: str = "naive"
     title: str = "plain PyTorch"
     slow: bool = True
+    compiles: Literal["never", "configuration", "shape"] = "never"
 
     def library(self) -> Library:
         return Library("torch", torch.__version__)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -42,6 +43,7 @@ class Sdpa:
     limits: Limits
     lower_right: bool  # takes causal_lower_right without building the mask
     slow: bool = False
+    compiles: Literal["never", "configuration", "shape"] = "never"
 
     def library(self) -> Library:
         return self.find_library()

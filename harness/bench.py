@@ -21,13 +21,17 @@ from harness.experiment import Cell, Experiment
 from harness.ledger import Ledger
 from harness.measure.telemetry import open_telemetry
 from harness.targets import Target, target_of_device
-from harness.verify.exam import Exam, ImageStore, Question
+from harness.verify.exam import Exam, ImageStore, Question, image_layout
+from harness.warmup import compile_ahead, jobs
 from harness.worker.process import Worker, WorkerPool
 from harness.worker.protocol import RequestFailed, WorkerError
 from tasks.spec import Task, Workload
 
 # Modules that every worker needs sooner or later; importing them early hides their cost.
 _WARM = {"cuda": ("triton", "harness.worker.slots", "harness.worker.image"), "cpu": ("harness.worker.slots",)}
+
+
+CONTENTS = 3  # sets of inputs of a cell: two that are timed, one adversarial
 
 
 class MachineError(RuntimeError):
@@ -91,10 +95,18 @@ class Bench:
         self._seats: dict[str, Seat] = {}
         self._library: Worker | None = None
         self._library_has: set[str] = set()
+        self._cache = tempfile.TemporaryDirectory(prefix="attnbench-cache-", ignore_cleanup_errors=True)
         self._new_library()
         self.pool = WorkerPool(str(self.device), wrap=wrap, warm=_WARM[self.kind])
         self.telemetry = open_telemetry(self.device.index if self.kind == "cuda" else None)
         self.environment = describe(self.target, self.device, "bubblewrap" if wrap else "none")
+
+    def warm_up(self, cells: Sequence[Cell], baselines: Sequence[str]) -> None:
+        """Make the image as large as any cell needs, and compile in parallel what takes long."""
+        self.images.at_least(max(image_layout(c.task, c.workload, CONTENTS).total for c in cells))
+        with self.ledger.stage("compile ahead"):
+            work = jobs(cells, baselines, self.target)
+            compile_ahead(work, str(self.device), Path(self._cache.name), self.limits, self.task_folders)
 
     def __enter__(self) -> Bench:
         return self
@@ -105,6 +117,7 @@ class Bench:
             self._library.close()
         self.images.close()
         self.telemetry.close()
+        self._cache.cleanup()
         self._lock.close()
 
     def fresh_seed(self) -> int:
@@ -115,15 +128,27 @@ class Bench:
     def exam(self, task: Task, workload: Workload, questions: Sequence[Question]) -> Exam:
         """Draw inputs and expected values for a workload."""
         with self.ledger.stage("oracle"):
-            return Exam(task, workload, questions, self.images, self.device, self.limits, self.task_folders)
+            return Exam(
+                task,
+                workload,
+                questions,
+                self.images,
+                self.device,
+                self.limits,
+                self.task_folders,
+                self.target.reference,
+            )
 
     def slots(self, cell: Cell) -> int:
-        """Rotating slots: together more than five times the L2, from two to sixteen."""
+        """Rotating slots: together more than five times the L2, from two to sixteen (four on a CPU)."""
         one = cell.task.bytes(cell.workload)
-        return max(2, min(16, -(-5 * self.target.l2_bytes // one)))
+        most = 16 if self.target.is_gpu else 4
+        return max(2, min(most, -(-5 * self.target.l2_bytes // one)))
 
     def _new_library(self) -> None:
-        self._library = Worker(str(self.device), trusted=True, warm=_WARM[self.kind])
+        self._library = Worker(
+            str(self.device), trusted=True, warm=_WARM[self.kind], cache=Path(self._cache.name)
+        )
         self._library_has = set()
 
     def library_worker(self) -> Worker:

@@ -19,7 +19,7 @@ from harness.build.manifest import CandidateError, Manifest, scan_candidates
 from harness.console import Watcher, fail
 from harness.doctor import findings
 from harness.environment import harness_version
-from harness.experiment import Experiment, ExperimentError, make_plan, read_experiment
+from harness.experiment import Experiment, ExperimentError, candidate_folders, make_plan, read_experiment
 from harness.pipeline import evaluate
 from harness.records import RunSummary
 from harness.store import Store, StoreError
@@ -231,8 +231,8 @@ def _planned(
     chosen = chosen.model_copy(update=changes)
     known: dict[str, Task] = discover(*(folders or []))
     manifests: list[Manifest] = []
-    for folder in chosen.candidates:
-        for found in scan_candidates(Path(folder)):
+    for folder in candidate_folders(chosen, experiment):
+        for found in scan_candidates(folder):
             if isinstance(found, CandidateError):
                 raise found
             manifests.append(found)

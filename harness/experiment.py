@@ -41,7 +41,7 @@ class Sampling(_Section):
     """When a session has sampled enough."""
 
     half_width: float = Field(0.002, gt=0, lt=1, description="of the 95 % interval of the median ratio")
-    time_cap_s: float = Field(2.0, gt=0, description="a session (one workload, one group of candidates)")
+    time_cap_s: float = Field(1.6, gt=0, description="a session (one workload, one group of candidates)")
     block_ms: float = Field(6.0, gt=0)
     min_rounds: int = Field(10, ge=2)
     max_rounds: int = Field(80, ge=2)
@@ -123,6 +123,16 @@ class Plan:
         """Candidates in groups that share sessions; one empty group where there are none."""
         chunks = [self.candidates[n : n + size] for n in range(0, len(self.candidates), size)]
         return chunks or [()]
+
+
+def candidate_folders(experiment: Experiment, source: str) -> list[Path]:
+    """Where the experiment's candidates lie: relative to the caller, the experiment file, the checkout."""
+    bases = (Path(), Path(source).parent, SHIPPED.parents[1])
+    folders = []
+    for name in experiment.candidates:
+        found = [base / name for base in bases if (base / name).exists()]
+        folders.append(found[0] if found else Path(name))
+    return folders
 
 
 def read_experiment(source: str, overrides: dict[str, Any] | None = None) -> Experiment:

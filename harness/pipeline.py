@@ -16,10 +16,8 @@ from harness.experiment import Cell, Plan
 from harness.race import Race
 from harness.records import Cost, Measurement, Result, RunSummary, Verdict, Verification, WorkloadRecord
 from harness.store import Store
-from harness.verify.exam import Question, Rejected, image_layout
+from harness.verify.exam import Question, Rejected
 from harness.verify.inputs import recipes_for
-
-CONTENTS = 3  # sets of inputs of a cell: two that are timed, one adversarial
 
 
 class Observer(Protocol):
@@ -47,9 +45,11 @@ def evaluate(plan: Plan, bench: Bench, store: Store, observer: Observer) -> RunS
     total_ids = {t.id for t in total}
     observer.begin(len(total_ids), len(total_ids & store.results.keys()))
     recorder = _Recorder(bench, store, observer, environment)
-    bench.images.at_least(max(image_layout(c.task, c.workload, CONTENTS).total for c in plan.cells))
     interrupted = True
     try:
+        undone = [c for c in plan.cells if any(t.id not in store for t in total if t.cell == c)]
+        if undone:
+            bench.warm_up(undone, plan.baselines)
         for group in groups:
             acceptance = Acceptance(bench)
             for cell in plan.cells:

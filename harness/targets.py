@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 class TargetError(ValueError):
@@ -37,6 +38,14 @@ class Target:
     def capability(self) -> tuple[int, int] | None:
         digits = self.arch.removeprefix("sm_")
         return (int(digits[:-1]), int(digits[-1])) if self.is_gpu else None
+
+    @property
+    def reference(self) -> Literal["float64", "float32"]:
+        """Precision of expected values: float64 where the target computes it at a useful rate.
+
+        Data-centre chips (sm_80, sm_90) do; Turing and sm_89 do 1/32 and 1/64 of float32.
+        """
+        return "float64" if not self.is_gpu or self.arch in ("sm_80", "sm_90") else "float32"
 
     def supports(self, dtype: str) -> bool:
         return not self.is_gpu or dtype in self.peak_tflops

@@ -44,9 +44,11 @@ class Policy:
     max_iterations: int = 40
     min_rounds: int = 10
     max_rounds: int = 80
-    time_cap_s: float = 2.0
-    screen_rounds: int = 3  # all that a contender behind the front gets; its time is not capped
-    near: float = 1.5  # times the anchor's time: still near the front
+    time_cap_s: float = 1.6
+    far_rounds: int = 2  # all that a contender far behind gets; its time is not capped
+    screen_rounds: int = 3  # all that one behind the front gets; its time is not capped
+    near_rounds: int = 12  # all that a baseline near the front gets, beside the anchor
+    near: float = 1.25  # times the anchor's time: still near the front
     far: float = 4.0  # times the anchor's time: not worth a whole block
     latency_calls: int = 15
     flush_ms: float = 0.1  # poison and flush beside each iteration, for planning block sizes
@@ -131,7 +133,7 @@ class Session:
         self._stop_records(recording, logs)
 
     def _one_round(self, logs: dict[int, list[tuple[str, int]]]) -> None:
-        running = [c for c in self.order if self._screening() or self._at_the_front(c)]
+        running = [c for c in self.order if self._round < self._rounds_of(c)]
         for contender in [*running, *reversed(running)]:
             begin = time.monotonic()
             index = self._block(contender)
@@ -143,12 +145,17 @@ class Session:
             self.rounds[contender.name].append(self._round)
         self._round += 1
 
-    def _screening(self) -> bool:
-        return self._round < self.policy.screen_rounds
+    def _rounds_of(self, contender: Contender) -> int:
+        """How many rounds a contender takes part in: the judged ones and the anchor in all."""
+        if self._at_the_front(contender):
+            return self.policy.max_rounds
+        times = contender.estimate_ms / self.anchor.estimate_ms
+        if times <= self.policy.near:
+            return self.policy.near_rounds
+        return self.policy.screen_rounds if times <= self.policy.far else self.policy.far_rounds
 
     def _at_the_front(self, contender: Contender) -> bool:
-        near = contender.estimate_ms <= self.policy.near * self.anchor.estimate_ms
-        return contender.judged or contender is self.anchor or near
+        return contender.judged or contender is self.anchor
 
     def _iterations(self, contender: Contender) -> int:
         if contender.estimate_ms > self.policy.far * self.anchor.estimate_ms:
@@ -306,7 +313,7 @@ def slope_contradicts(claimed_ms: float, slope_ms: float, captured: bool) -> boo
 
 def latency(contender: Contender, policy: Policy) -> Summary:
     """Eager call from Python, synchronised."""
-    calls = 3 if contender.estimate_ms > 50 else policy.latency_calls
+    calls = int(min(max(100.0 / contender.estimate_ms, 3), policy.latency_calls))
     args = {"kernel": contender.kernel, "calls": calls}
     answer = contender.worker.ask("latency", args, limit_s=policy.request_s)
     return _summary(claimed_times(answer, "samples_ms", calls))
@@ -322,7 +329,7 @@ def _block(round_: int, started_s: float, samples: list[float], telemetry: Telem
         round=round_,
         started_s=round(started_s, 4),
         iterations=len(samples),
-        median_ms=quantiles(samples).median,
+        median_ms=round(quantiles(samples).median, 6),
         telemetry=telemetry,
     )
 

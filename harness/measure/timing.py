@@ -116,7 +116,7 @@ class GpuClock:
         for slot in range(timed.slots):
             timed.call(slot)
         torch.cuda.synchronize()
-        timed.estimate_ms = min(self._once_ms(timed) for _ in range(3))
+        timed.estimate_ms = self._once_ms(timed)
         timed.graphs = []
         if not timed.capture or timed.estimate_ms > GRAPH_LIMIT_MS:
             return

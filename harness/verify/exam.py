@@ -103,7 +103,9 @@ class Exam:
         device: torch.device,
         limits: Limits,
         task_folders: Sequence[Path] = (),
+        reference: Literal["float64", "float32"] = "float64",
     ) -> None:
+        self._reference = reference
         self.task, self.workload = task, workload
         self.device, self.limits, self._task_folders = device, limits, task_folders
         self.layout = image_layout(task, workload, len(questions))
@@ -117,7 +119,7 @@ class Exam:
         for t in self.layout.tensors:
             if t.role == "input":
                 self.image.content(self.layout, index, t).copy_(inputs[t.name], non_blocking=True)
-        return Content(question, inputs, expect(self.task, self.workload, inputs))
+        return Content(question, inputs, expect(self.task, self.workload, inputs, self._reference))
 
     def admit(self, worker: Worker, slots: int) -> None:
         """Give a worker the image and slots for this workload."""
@@ -152,11 +154,11 @@ class Exam:
             recipe=drawn.question.recipe,
             seed=drawn.question.seed,
             passed=result.passed,
-            error_max=result.error_max,
-            error_allowed=result.error_allowed,
-            tile_error=result.tile_error,
-            tile_error_allowed=result.tile_error_allowed,
-            cosine_distance=result.cosine_distance,
+            error_max=_short(result.error_max),
+            error_allowed=_short(result.error_allowed),
+            tile_error=_short(result.tile_error),
+            tile_error_allowed=_short(result.tile_error_allowed),
+            cosine_distance=_short(result.cosine_distance),
             timed=timed,
             reference=result.reference,
             note=result.note,
@@ -203,6 +205,11 @@ def image_layout(task: Task, workload: Workload, contents: int) -> ImageLayout:
         nbytes = torch.empty(shape, dtype=DTYPES[dtype], device="meta").nbytes
         tensors.append((spec.name, shape, dtype, spec.role, nbytes))
     return layout_of(tensors, contents)
+
+
+def _short(value: float) -> float:
+    """Six significant digits: enough for an error, and a record stays small."""
+    return float(f"{value:.6g}")
 
 
 def rejection_of(error: WorkerError, verification: Verification | None = None) -> Rejected:

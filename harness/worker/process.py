@@ -37,11 +37,18 @@ class Worker:
     """One child process; `private` is its own writable folder (caches, temporary files)."""
 
     def __init__(
-        self, device: str, *, trusted: bool, wrap: Sequence[str] = (), warm: Sequence[str] = ()
+        self,
+        device: str,
+        *,
+        trusted: bool,
+        wrap: Sequence[str] = (),
+        warm: Sequence[str] = (),
+        cache: Path | None = None,
     ) -> None:
         self.device = device
         self.trusted = trusted
         self._image: Image | None = None
+        self._cache = cache  # compiled kernels that trusted workers share
         self._private = tempfile.TemporaryDirectory(prefix="attnbench-worker-", ignore_cleanup_errors=True)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         ours, theirs = socket.socketpair()
@@ -66,15 +73,18 @@ class Worker:
         env = {name: os.environ[name] for name in ENVIRONMENT_ALLOWED if name in os.environ}
         path = [str(ROOT), *filter(None, [env.get("PYTHONPATH", "")])]
         private = self._private.name
+        cache = self._cache or private
         return env | {
             "PYTHONPATH": os.pathsep.join(path),
             "PYTHONUNBUFFERED": "1",
             "HOME": private,
             "TMPDIR": private,
-            "TRITON_CACHE_DIR": f"{private}/triton",
-            "TORCHINDUCTOR_CACHE_DIR": f"{private}/inductor",
+            "TRITON_CACHE_DIR": f"{cache}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
             "NUMBA_CACHE_DIR": f"{private}/numba",
             "CUDA_CACHE_PATH": f"{private}/cuda",
+            "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
+            "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": f"{cache}/flash_attn_4",
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of idle processes beside a measurement
         }
 
