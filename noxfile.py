@@ -18,10 +18,21 @@ nox.options.reuse_venv = "yes"
 
 # On a CPU an unpinned torch would bring gigabytes of CUDA libraries; ATTNBENCH_TORCH chooses another.
 CPU_TORCH = os.environ.get("ATTNBENCH_TORCH", "torch==2.13.0")
-GPUS = ("a100", "h100", "h200", "l40s", "t4", "rtx8000")
+# Target -> what its device's own name contains.
+GPUS = {
+    "a100": ("A100",),
+    "h100": ("H100",),
+    "h200": ("H200",),
+    "l40s": ("L40S",),
+    "t4": ("T4",),
+    "rtx8000": ("RTX 8000",),
+}
 
 # A GPU host has its own torch, matched to its driver; a session uses that one where nox can see it.
-GPU_BACKEND = "none" if importlib.util.find_spec("torch") else "virtualenv"
+# On a machine without a GPU there is nothing to set up, only something to say.
+SHOWS_GPU = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+OWN_TORCH = importlib.util.find_spec("torch") is not None
+GPU_BACKEND = "none" if OWN_TORCH or not SHOWS_GPU else "virtualenv"
 
 
 def install(session: nox.Session, *extras: str) -> None:
@@ -59,19 +70,23 @@ def gpu_session(target: str) -> None:
 
     @nox.session(name=f"eval-{target}", venv_backend=GPU_BACKEND)
     def evaluate(session: nox.Session) -> None:
+        names, models = GPUS[target], gpu_models()
         own = session.posargs and not session.posargs[0].startswith("-")  # an experiment of one's own
         arguments = session.posargs if own else [target, *session.posargs]
-        if GPU_BACKEND == "none":
-            command = (sys.executable, "-m", "harness.cli")
-            session.run(*command, "eval", *arguments, env={"PYTHONPATH": _here()}, external=True)
-        elif Path("/dev/nvidia0").exists():
+        if not SHOWS_GPU:
+            session.error(
+                f"this machine shows no NVIDIA GPU, so {target} cannot be measured here. What fits: nox -s eval-cpu"
+            )
+        if models and not any(name in model for name in names for model in models):
+            session.error(
+                f"this machine has {', '.join(models)}, not {target}. What fits: {_fitting(models)}"
+            )
+        if OWN_TORCH:
+            command = (sys.executable, "-m", "harness.cli", "eval")
+            session.run(*command, *arguments, env={"PYTHONPATH": _here()}, external=True)
+        else:
             session.install("-e", ".")
             session.run("attnbench", "eval", *arguments)
-        else:
-            session.error(
-                f"this machine shows no NVIDIA GPU (/dev/nvidia0), so {target} cannot be measured here. "
-                "What fits: nox -s eval-cpu"
-            )
 
     evaluate.__doc__ = f"The main job on an {target} GPU; fails in a second on another machine."
 
@@ -92,6 +107,18 @@ def bench(session: nox.Session) -> None:
     """The harness's own speed."""
     install(session, "test")
     session.run("pytest", "tests/benchmarks", "--benchmark-only", *session.posargs)
+
+
+def gpu_models() -> list[str]:
+    """Names of the GPUs as the kernel driver tells them; empty where it does not."""
+    files = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+
+
+def _fitting(models: list[str]) -> str:
+    fits = [f"nox -s eval-{t}" for t, names in GPUS.items() if any(n in m for n in names for m in models)]
+    return ", ".join(fits) or "an experiment file of your own (attnbench eval FILE.toml)"
 
 
 def _here() -> str:

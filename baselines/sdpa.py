@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from baselines.base import Call, Library
 from baselines.features import allowed_keys, has_empty_rows, is_causal, not_attention
@@ -65,6 +64,8 @@ class Sdpa:
         flag = self.lower_right and q.is_cuda and (not grouped or self.backend is SDPBackend.FLASH_ATTENTION)
         mask: Tensor | None = None
         if causal and not top_left and flag:
+            from torch.nn.attention.bias import causal_lower_right  # brings in torch's compiler: 1.5 s
+
             mask = causal_lower_right(workload.seq_q, workload.seq_k)
         elif not top_left:
             mask = _additive_mask(task, workload, q)

@@ -1,33 +1,18 @@
-"""Owns the command line: options in, typed errors out as sentences with an exit code. No logic of its own."""
+"""Owns the command line: options and help. What a command does is in `commands`, imported when one runs.
+
+Keeping torch out of here lets `--help` and a wrong machine answer in a fraction of a second.
+"""
 
 from __future__ import annotations
 
-import datetime
-import json
-import signal
+import importlib.metadata
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from harness.bench import Bench, MachineError
-from harness.build.manifest import CandidateError, Manifest, scan_candidates
-from harness.console import Watcher, fail
-from harness.doctor import findings
-from harness.environment import harness_version
-from harness.experiment import Experiment, ExperimentError, candidate_folders, make_plan, read_experiment
-from harness.pipeline import evaluate
-from harness.records import RunSummary
-from harness.store import Store, StoreError
-from harness.targets import TargetError, find_target
-from harness.worker.protocol import WorkerError
-from tasks import Task, TaskError, discover, find
-
-EXIT_USAGE, EXIT_MACHINE, EXIT_STORE, EXIT_INTERRUPTED = 2, 3, 4, 130
+from harness.exits import EXIT_MACHINE, EXIT_USAGE, fail
+from harness.targets import TARGETS
 
 app = typer.Typer(
     help="Benchmark and evaluation harness for attention kernels that language models write.\n\n"
@@ -51,11 +36,15 @@ TaskFolders = Annotated[
         "--tasks", metavar="DIR", help="A folder with task files of your own, beside the suite. Repeatable."
     ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"attnbench {harness_version()}")
+        try:
+            typer.echo(f"attnbench {importlib.metadata.version('attnbench')}")
+        except importlib.metadata.PackageNotFoundError:
+            typer.echo("attnbench, from a checkout that is not installed")
         raise typer.Exit
 
 
@@ -69,55 +58,28 @@ def _options(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+def doctor(as_json: Json = False) -> None:
     """Say what this machine can measure, and what to install for the rest."""
-    rows = findings()
-    if as_json:
-        typer.echo(json.dumps([row.__dict__ for row in rows], indent=1))
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "what", "state", "what to do"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        mark = "[green]yes[/]" if row.usable else "[yellow]no[/]"
-        table.add_row(mark, row.what, escape(row.state), escape(row.advice))
-    Console(highlight=False).print(table)
+    from harness import commands
+
+    commands.doctor(as_json)
 
 
 @tasks_app.callback()
 def tasks_list(context: typer.Context, folders: TaskFolders = None) -> None:
     """List the tasks, or show one: `attnbench tasks show NAME`."""
-    if context.invoked_subcommand:
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("task", "title", "workload sets"):
-        table.add_column(column)
-    for task in _guarded(lambda: discover(*(folders or []))).values():
-        sets = ", ".join(f"{name} ({len(w)})" for name, w in task.workloads.items())
-        table.add_row(f"[bold]{task.name}[/]", task.title, sets)
-    Console(highlight=False).print(table)
+    from harness import commands
+
+    if context.invoked_subcommand is None:
+        commands.list_tasks(folders or [])
 
 
 @tasks_app.command("show")
 def tasks_show(name: str, folders: TaskFolders = None) -> None:
     """The mathematics, signature and workloads of one task."""
-    task = _guarded(lambda: find(name, *(folders or [])))
-    console = Console(highlight=False)
-    console.print(
-        f"[bold]{task.name}[/]  {escape(task.title)}\n\n{escape(task.description)}\n\n  {escape(task.math)}\n"
-    )
-    console.print(escape(task.signature) + "\n", soft_wrap=True)
-    for tensor in task.tensors:
-        console.print(f"  {tensor.name:<4} ({', '.join(tensor.axes)})  {tensor.role}  {escape(tensor.doc)}")
-    for parameter in task.parameters:
-        console.print(f"  {parameter.name}: {parameter.type}  {escape(parameter.doc)}")
-    for name_, workloads in task.workloads.items():
-        table = Table(title=f"\n{name_}", box=None, pad_edge=False, title_justify="left")
-        for column in ("workload", "GFLOP", "MB", "label"):
-            table.add_column(column, justify="left" if column in ("workload", "label") else "right")
-        for w in workloads:
-            table.add_row(w.key, f"{task.flops(w) / 1e9:.2f}", f"{task.bytes(w) / 1e6:.1f}", escape(w.label))
-        console.print(table)
+    from harness import commands
+
+    commands.show_task(name, folders or [])
 
 
 @app.command("eval")
@@ -150,122 +112,52 @@ def eval_(
     """Verify, time and compare candidates and human baselines, and write the report."""
     if resume and out is None:
         fail("--resume needs --out DIR, the directory of the run to go on with", EXIT_USAGE)
+    _require_gpu_for(experiment)
     overrides: dict[str, Any] = {
         "tasks": task,
         "workloads": workloads,
         "dtypes": dtype,
         "baselines": baseline,
+        "candidates": [str(folder) for folder in candidates or []],
+        "seed": seed,
     }
-    overrides = {key: value for key, value in overrides.items() if value}
-    chosen, plan = _guarded(lambda: _planned(experiment, overrides, candidates, task_folders, seed, time_cap))
-    target = find_target(chosen.target)
-    run = out or Path("runs") / f"{target.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    signal.signal(signal.SIGTERM, _terminated)
-    console = Console(highlight=False)
-    for reason in plan.unusable:
-        console.print(f"[yellow]left out[/] {escape(reason)}")
+    from harness import commands
 
-    def go() -> RunSummary:
-        with (
-            Bench(chosen, target, task_folders=task_folders or []) as bench,
-            Store(run, resume=resume) as store,
-        ):
-            store.add_experiment(_as_toml(chosen))
-            if store.dropped:
-                console.print("[yellow]the last line of the run was torn and is done again[/]")
-            with Watcher(console) as watcher:
-                return evaluate(plan, bench, store, watcher)
-
-    try:
-        summary = _guarded(go)
-    except KeyboardInterrupt:
-        fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
-    _print_report(run, console)
-    share = summary.gpu_work_s / summary.wall_s if summary.wall_s else 0.0
-    console.print(
-        f"{summary.results} results in {summary.wall_s:.0f} s; {share:.0%} of it verifying or timing"
+    commands.evaluate(
+        experiment,
+        {key: value for key, value in overrides.items() if value or value == 0},
+        task_folders or [],
+        time_cap,
+        out,
+        resume,
     )
+
+
+def _require_gpu_for(experiment: str) -> None:
+    """Say at once what cannot work: a GPU's experiment on a machine that shows no GPU at all."""
+    target = TARGETS.get(experiment)
+    shown = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    if target is not None and target.is_gpu and not shown:
+        fail(
+            f"this machine shows no NVIDIA GPU, and {experiment} needs {target.title}. "
+            "What fits here: nox -s eval-cpu (or: attnbench eval cpu)",
+            EXIT_MACHINE,
+        )
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's directory.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write [the run's directory].")
+        Path | None, typer.Option(metavar="DIR", help="Where to write [report/ in the run's directory].")
     ] = None,
 ) -> None:
     """Write the report of a run: report.html, .md, .csv, .json, table.tex and plots."""
     if not (run / "results.jsonl").exists():
         fail(f"{run} holds no results.jsonl; give the directory of a run", EXIT_USAGE)
-    _print_report(run, Console(highlight=False), out)
+    from harness import commands
 
-
-def _print_report(run: Path, console: Console, out: Path | None = None) -> None:
-    from reports import render
-    from reports.dataset import load_run
-    from reports.tables import terminal_table
-
-    written = _guarded(lambda: render(run, out))
-    console.print(terminal_table(_guarded(lambda: load_run(run))))
-    console.print("\nReport:")
-    for path in written:
-        console.print(f"  {path}", soft_wrap=True)
-
-
-def _planned(
-    experiment: str,
-    overrides: dict[str, Any],
-    candidates: list[Path] | None,
-    folders: list[Path] | None,
-    seed: int | None,
-    time_cap: float | None,
-) -> tuple[Experiment, Any]:
-    chosen = read_experiment(experiment, overrides)
-    changes: dict[str, Any] = {}
-    if candidates:
-        changes["candidates"] = tuple(str(c) for c in candidates)
-    if seed is not None:
-        changes["seed"] = seed
-    if time_cap is not None:
-        changes["sampling"] = chosen.sampling.model_copy(update={"time_cap_s": time_cap})
-    chosen = chosen.model_copy(update=changes)
-    known: dict[str, Task] = discover(*(folders or []))
-    manifests: list[Manifest] = []
-    for folder in candidate_folders(chosen, experiment):
-        for found in scan_candidates(folder):
-            if isinstance(found, CandidateError):
-                raise found
-            manifests.append(found)
-    return chosen, make_plan(chosen, known, manifests)
-
-
-def _as_toml(experiment: Experiment) -> str:
-    """The experiment as run; JSON's scalars and arrays are TOML's."""
-    lines, sections = [], []
-    for key, value in experiment.model_dump(mode="json", exclude_none=True).items():
-        if isinstance(value, dict):
-            sections += ["", f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join([*lines, *sections]) + "\n"
-
-
-def _terminated(_: int, __: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _guarded(action: Any) -> Any:
-    """Run; every typed error becomes its sentence and its exit code."""
-    try:
-        return action()
-    except (TaskError, TargetError, ExperimentError, CandidateError) as error:
-        fail(str(error), EXIT_USAGE)
-    except MachineError as error:
-        fail(str(error), EXIT_MACHINE)
-    except StoreError as error:
-        fail(str(error), EXIT_STORE)
-    except WorkerError as error:
-        fail(f"a worker could not be started or was lost: {error}. See `attnbench doctor`.", EXIT_MACHINE)
+    commands.report(run, out)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import Self
 
@@ -90,9 +89,3 @@ def _told(result: Result) -> str:
     )
     ratio = measured.ratio
     return f"{measured.device_time.median_ms:9.4f} ms {rate}  {ratio.median:.3f}x {ratio.anchor}"
-
-
-def fail(message: str, code: int) -> None:
-    """Say what is wrong and leave."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]attnbench:[/] {escape(message)}")
-    sys.exit(code)

@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "harness.race",
     ),
     ("reports",),
-    ("harness.cli", "harness.console", "harness.doctor"),
+    ("harness.cli", "harness.commands", "harness.console", "harness.doctor", "harness.exits"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -1,0 +1,188 @@
+"""Owns what the commands do: typed errors become sentences with an exit code; the work is elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.bench import Bench, MachineError
+from harness.build.manifest import CandidateError, Manifest, scan_candidates
+from harness.console import Watcher
+from harness.doctor import findings
+from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_STORE, EXIT_USAGE, fail
+from harness.experiment import (
+    Experiment,
+    ExperimentError,
+    Plan,
+    candidate_folders,
+    make_plan,
+    read_experiment,
+)
+from harness.pipeline import evaluate as run_plan
+from harness.records import RunSummary
+from harness.store import Store, StoreError
+from harness.targets import TargetError, find_target
+from harness.worker.protocol import WorkerError
+from tasks import TaskError, discover, find
+
+T = TypeVar("T")
+
+
+def doctor(as_json: bool) -> None:
+    """Print the diagnosis of this machine."""
+    rows = findings()
+    if as_json:
+        print(json.dumps([row.__dict__ for row in rows], indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "what", "state", "what to do"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        mark = "[green]yes[/]" if row.usable else "[yellow]no[/]"
+        table.add_row(mark, row.what, escape(row.state), escape(row.advice))
+    Console(highlight=False).print(table)
+
+
+def list_tasks(folders: Sequence[Path]) -> None:
+    """Print the tasks with their sets."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("task", "title", "workload sets"):
+        table.add_column(column)
+    for task in guarded(lambda: discover(*folders)).values():
+        sets = ", ".join(f"{name} ({len(w)})" for name, w in task.workloads.items())
+        table.add_row(f"[bold]{task.name}[/]", task.title, sets)
+    Console(highlight=False).print(table)
+
+
+def show_task(name: str, folders: Sequence[Path]) -> None:
+    """Print one task."""
+    task = guarded(lambda: find(name, *folders))
+    console = Console(highlight=False)
+    console.print(f"[bold]{task.name}[/]  {escape(task.title)}\n\n{escape(task.description)}\n")
+    console.print(f"  {escape(task.math)}\n\n{escape(task.signature)}\n", soft_wrap=True)
+    for tensor in task.tensors:
+        console.print(f"  {tensor.name:<4} ({', '.join(tensor.axes)})  {tensor.role}  {escape(tensor.doc)}")
+    for parameter in task.parameters:
+        console.print(f"  {parameter.name}: {parameter.type}  {escape(parameter.doc)}")
+    for set_name, workloads in task.workloads.items():
+        table = Table(title=f"\n{set_name}", box=None, pad_edge=False, title_justify="left")
+        for column in ("workload", "GFLOP", "MB", "label"):
+            table.add_column(column, justify="left" if column in ("workload", "label") else "right")
+        for w in workloads:
+            table.add_row(w.key, f"{task.flops(w) / 1e9:.2f}", f"{task.bytes(w) / 1e6:.1f}", escape(w.label))
+        console.print(table)
+
+
+def evaluate(
+    source: str,
+    overrides: dict[str, Any],
+    task_folders: Sequence[Path],
+    time_cap: float | None,
+    out: Path | None,
+    resume: bool,
+) -> None:
+    """Run an experiment into its directory and print the report."""
+    experiment, plan = guarded(lambda: _planned(source, overrides, task_folders, time_cap))
+    target = find_target(experiment.target)
+    run = out or Path("runs") / f"{target.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    signal.signal(signal.SIGTERM, _terminated)
+    console = Console(highlight=False)
+    for reason in plan.unusable:
+        console.print(f"[yellow]left out[/] {escape(reason)}")
+
+    def go() -> RunSummary:
+        with (
+            Store(run, resume=resume) as store,
+            Bench(experiment, target, task_folders=task_folders) as bench,
+        ):
+            store.add_experiment(_as_toml(experiment))
+            if store.dropped:
+                console.print("[yellow]the last line of the run was torn and is done again[/]")
+            with Watcher(console) as watcher:
+                return run_plan(plan, bench, store, watcher)
+
+    try:
+        summary = guarded(go)
+    except KeyboardInterrupt:
+        fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
+    _print_report(run, console)
+    share = summary.gpu_work_s / summary.wall_s if summary.wall_s else 0.0
+    console.print(
+        f"{summary.results} results in {summary.wall_s:.0f} s; {share:.0%} of it verifying or timing"
+    )
+
+
+def report(run: Path, out: Path | None) -> None:
+    """Write and print the report of a run."""
+    _print_report(run, Console(highlight=False), out)
+
+
+def _print_report(run: Path, console: Console, out: Path | None = None) -> None:
+    from reports import RunError, load_run, render, terminal_table
+
+    try:
+        written = render(run, out)
+        console.print(terminal_table(load_run(run)))
+    except RunError as error:
+        fail(str(error), EXIT_USAGE)
+    except OSError as error:
+        fail(f"cannot write the report: {error}. Try: attnbench report {run} --out DIR", EXIT_STORE)
+    console.print("\nReport:")
+    for path in written:
+        if path.suffix != ".svg":
+            console.print(f"  {path}", soft_wrap=True)
+
+
+def _planned(
+    source: str, overrides: dict[str, Any], task_folders: Sequence[Path], time_cap: float | None
+) -> tuple[Experiment, Plan]:
+    experiment = read_experiment(source, overrides)
+    if time_cap is not None:
+        sampling = experiment.sampling.model_copy(update={"time_cap_s": time_cap})
+        experiment = experiment.model_copy(update={"sampling": sampling})
+    known = discover(*task_folders)
+    manifests: list[Manifest] = []
+    for folder in candidate_folders(experiment, source):
+        for found in scan_candidates(folder):
+            if isinstance(found, CandidateError):
+                raise found
+            manifests.append(found)
+    return experiment, make_plan(experiment, known, manifests)
+
+
+def _as_toml(experiment: Experiment) -> str:
+    """The experiment as run; JSON's scalars and arrays are TOML's."""
+    lines, sections = [], []
+    for key, value in experiment.model_dump(mode="json", exclude_none=True).items():
+        if isinstance(value, dict):
+            sections += ["", f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join([*lines, *sections]) + "\n"
+
+
+def _terminated(_: int, __: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def guarded(action: Callable[[], T]) -> T:
+    """Run; every typed error becomes its sentence and its exit code."""
+    try:
+        return action()
+    except (TaskError, TargetError, ExperimentError, CandidateError) as error:
+        fail(str(error), EXIT_USAGE)
+    except MachineError as error:
+        fail(str(error), EXIT_MACHINE)
+    except StoreError as error:
+        fail(str(error), EXIT_STORE)
+    except WorkerError as error:
+        fail(f"a worker could not be started or was lost: {error}. See `attnbench doctor`.", EXIT_MACHINE)

@@ -1,0 +1,17 @@
+"""Owns how a command ends: its exit code, and the one sentence on standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+
+EXIT_USAGE, EXIT_MACHINE, EXIT_STORE, EXIT_INTERRUPTED = 2, 3, 4, 130
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what is wrong and leave."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]attnbench:[/] {escape(message)}")
+    sys.exit(code)
