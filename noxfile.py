@@ -75,7 +75,8 @@ def gpu_session(target: str) -> None:
         arguments = session.posargs if own else [target, *session.posargs]
         if not SHOWS_GPU:
             session.error(
-                f"this machine shows no NVIDIA GPU, so {target} cannot be measured here. What fits: nox -s eval-cpu"
+                f"this machine shows no NVIDIA GPU, so {target} cannot be measured here. "
+                "What fits: nox -s eval-cpu"
             )
         if models and not any(name in model for name in names for model in models):
             session.error(
@@ -88,7 +89,7 @@ def gpu_session(target: str) -> None:
             session.install("-e", ".")
             session.run("attnbench", "eval", *arguments)
 
-    evaluate.__doc__ = f"The main job on an {target} GPU; fails in a second on another machine."
+    evaluate.__doc__ = f"The main job on {target}; fails in a second on another machine."
 
 
 for _target in GPUS:

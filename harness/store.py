@@ -140,7 +140,8 @@ class Store:
         file = self.path / "experiment.toml"
         if file.exists() and file.read_text() != text:
             raise StoreError(
-                f"{file} differs from what is asked now; resume with the same options, or choose another --out"
+                f"{file} differs from what is asked now; resume with the same options, "
+                "or choose another --out"
             )
         self._replace(file, text.encode())
 

@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "harness.experiments",
         "harness.bench",
         "harness.ledger",
+        "harness.warmup",
         "harness.entrants",
         "harness.race",
     ),
