@@ -12,7 +12,7 @@ from harness.build.manifest import Manifest
 from harness.environment import harness_version
 from harness.experiment import Cell
 from harness.measure.session import Contender
-from harness.records import CandidateRecord, Check, Identity, Verification, content_hash
+from harness.records import CandidateRecord, Check, Identity, Verdict, Verification, content_hash
 from harness.verify.acceptance import accept, require, require_repeat
 from harness.verify.exam import Exam, Question, Rejected, rejection_of
 from harness.verify.inputs import recipes_for
@@ -133,6 +133,8 @@ class Acceptance:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
+        # A candidate that hung costs its whole time limit: it is not asked again for that task.
+        self._hung: dict[tuple[str, str], Rejected] = {}
         self._known: dict[tuple[str, str, tuple[Workload, ...]], tuple[Check, ...] | Rejected] = {}
 
     def admit(self, entrant: Entrant) -> None:
@@ -141,12 +143,17 @@ class Acceptance:
         shapes = hidden_for(cell.task, cell.workload)
         if entrant.interpreted:
             shapes = tuple(s for s in shapes if s.batch * s.heads * s.seq_q * s.seq_k <= INTERPRETER_SCORES)
-        key = (entrant.trial.record.sha256, cell.task.name, shapes)
+        sha256 = entrant.trial.record.sha256
+        if hung := self._hung.get((sha256, cell.task.name)):
+            raise hung
+        key = (sha256, cell.task.name, shapes)
         if key not in self._known:
             try:
                 self._known[key] = self._examine(entrant, shapes)
             except Rejected as rejected:
                 self._known[key] = rejected
+                if rejected.verdict is Verdict.TIMEOUT:
+                    self._hung[sha256, cell.task.name] = rejected
         known = self._known[key]
         if isinstance(known, Rejected):
             raise known
@@ -192,7 +199,7 @@ def _sit(entrant: Entrant, exam: Exam, bench: Bench) -> None:
         exam.admit(worker, slots)
     exam.fill(worker, [(0, adversarial)])
     with bench.ledger.stage("compile and plan"):
-        worker.ask("prepare", {"kernel": kernel}, limit_s=bench.limits.first_call_s)
+        exam.prepare(worker, kernel)
         exam.run(worker, kernel, 0, first=True)
     _mark(entrant, exam, adversarial)
     exam.fill(worker, slot_contents(slots, swap=False))
@@ -218,7 +225,8 @@ def plan(entrant: Entrant, bench: Bench, *, name: str | None = None, judged: boo
     """Warm up and capture; raises Rejected."""
     try:
         with bench.ledger.stage("compile and plan"):
-            told = entrant.worker.ask("plan", {"kernel": entrant.kernel}, limit_s=bench.limits.first_call_s)
+            limit = bench.limits.first(entrant.worker)
+            told = entrant.worker.ask("plan", {"kernel": entrant.kernel}, limit_s=limit)
     except WorkerError as error:
         bench.after_failure(entrant.worker, error)
         raise rejection_of(error, entrant.verification) from error

@@ -35,6 +35,7 @@ class RequestLimits(_Section):
     load_s: float = Field(120.0, gt=0)
     first_call_s: float = Field(180.0, gt=0, description="the first call of a shape, which may compile")
     call_s: float = Field(30.0, gt=0)
+    library_s: float = Field(300.0, gt=0, description="a human baseline's first call, which may compile long")
 
 
 class Sampling(_Section):
@@ -97,7 +98,7 @@ class Experiment(_Section):
         cpu = self.target == "cpu"
         return Policy(
             **self.sampling.model_dump(),
-            flush_ms=30.0 if cpu else 0.1,
+            flush_ms=10.0 if cpu else 0.1,
             max_iterations=10 if cpu else 40,
         )
 

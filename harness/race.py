@@ -108,9 +108,7 @@ class Race:
         for _, trial in sorted(recorded, key=lambda pair: pair[0]):
             try:
                 entrant = build(trial, self.bench)
-                entrant.worker.ask(
-                    "prepare", {"kernel": entrant.kernel}, limit_s=self.bench.limits.first_call_s
-                )
+                self.exam.prepare(entrant.worker, entrant.kernel)
                 self.exam.fill(entrant.worker, slot_contents(self.bench.slots(self.cell), swap=False))
                 entrant.contender = plan(entrant, self.bench, judged=False)
                 return entrant
@@ -145,7 +143,7 @@ class Race:
         worker = self.bench.load_baseline(anchor.name, name)
         twin = Entrant(anchor.trial, worker, name, [])
         try:
-            worker.ask("prepare", {"kernel": name}, limit_s=self.bench.limits.first_call_s)
+            self.exam.prepare(worker, name)
             return plan(twin, self.bench, name=name)
         except (WorkerError, Rejected) as error:
             cause = error if isinstance(error, WorkerError) else WorkerError(str(error))

@@ -88,7 +88,7 @@ def _compile(
             try:
                 worker.ask("load", {"kernel": "k", "baseline": job.baseline}, limit_s=limits.load_s)
                 worker.ask("open_layout", args, limit_s=limits.call_s)
-                worker.ask("prepare", {"kernel": "k"}, limit_s=limits.first_call_s)
+                worker.ask("prepare", {"kernel": "k"}, limit_s=limits.library_s)
                 done += 1
             except WorkerError:
                 if not worker.alive:

@@ -23,6 +23,7 @@ MARKER = "FillFunctor<double>"
 FLUSH_FACTOR = 3  # times the L2
 GRAPH_LIMIT_MS = 40.0  # slower calls gain nothing from a graph and their pools eat memory
 CPU_FLUSH_BYTES = 64 << 20
+CPU_ESTIMATE_MS = 100.0  # spent on an estimate: first calls on a CPU are far off
 
 SlotCall = Callable[[int], object]  # call the kernel on a slot
 Poison = Callable[[int], None]
@@ -75,15 +76,17 @@ class CpuClock:
         self._flush = torch.zeros(CPU_FLUSH_BYTES // 8, dtype=torch.float64)
 
     def plan(self, timed: Timed) -> None:
-        timed.call(0)
-        timed.estimate_ms = min(self.latency(timed, 2))
+        timed.estimate_ms = self.latency(timed, 1)[0]
+        calls = int(min(max(CPU_ESTIMATE_MS / timed.estimate_ms, 1), 10))
+        timed.estimate_ms = min(self.latency(timed, calls))
 
     def block(self, timed: Timed, iterations: int, start: int, poison: Poison) -> list[float]:
         samples = []
+        timed.call(start % timed.slots)  # threads that slept while others were timed wake up
         for n in range(iterations):
             slot = (start + n) % timed.slots
             poison(slot)
-            self._flush.add_(1.0)
+            self._flush.fill_(float(n))
             begin = time.perf_counter_ns()
             timed.call(slot)
             samples.append((time.perf_counter_ns() - begin) / 1e6)

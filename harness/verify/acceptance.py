@@ -38,7 +38,7 @@ def accept(
 
 def _sit(worker: Worker, kernel: str, exam: Exam, before: Sequence[Check]) -> list[Check]:
     exam.admit(worker, slots=2)
-    worker.ask("prepare", {"kernel": kernel}, limit_s=exam.limits.first_call_s)
+    exam.prepare(worker, kernel)
     checks: list[Check] = []
     for content in range(len(exam.contents)):
         slot = content % 2

@@ -51,6 +51,11 @@ class Limits:
     load_s: float = 120.0
     first_call_s: float = 180.0
     call_s: float = 30.0
+    library_s: float = 300.0  # the first call of a human baseline
+
+    def first(self, worker: Worker) -> float:
+        """For what may compile."""
+        return self.library_s if worker.trusted else self.first_call_s
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,13 @@ class Exam:
         """Put contents into slots, as (slot, content)."""
         worker.ask("fill", {"pairs": [list(pair) for pair in pairs]}, limit_s=self.limits.call_s)
 
+    def prepare(self, worker: Worker, kernel: str) -> None:
+        """Bind a kernel to the slots; a baseline plans and compiles here."""
+        worker.ask("prepare", {"kernel": kernel}, limit_s=self.limits.first(worker))
+
     def run(self, worker: Worker, kernel: str, slot: int, *, first: bool = False) -> None:
         """One call; `first` allows for compilation."""
-        limit = self.limits.first_call_s if first else self.limits.call_s
+        limit = self.limits.first(worker) if first else self.limits.call_s
         worker.ask("run", {"kernel": kernel, "slot": slot}, limit_s=limit)
 
     def mark(self, worker: Worker, kernel: str, slot: int, content: int, *, timed: bool = False) -> Check:
