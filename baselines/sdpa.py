@@ -138,6 +138,8 @@ def _efficient_limits(task: Task, workload: Workload, target: Target) -> str | N
         return "SDPA's memory-efficient backend needs an NVIDIA GPU"
     if workload.dtype == "fp64":
         return "SDPA's memory-efficient backend takes fp16, bf16 and fp32"
+    if workload.group > 1:  # torch 2.11: "both fused kernels require ... the same num_heads"
+        return "SDPA's memory-efficient backend takes no grouped heads"
     multiple = 8 if workload.dtype in ("fp16", "bf16") else 4
     if workload.dim % multiple or workload.dim_v % multiple:
         return f"SDPA's memory-efficient backend takes head dimensions in multiples of {multiple}"

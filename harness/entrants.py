@@ -125,7 +125,7 @@ def build(trial: Trial, bench: Bench) -> Entrant:
         seat = bench.seat(trial.manifest, entry)
         return Entrant(trial, seat.worker, entry, [], interpreted=seat.interpreted)
     except WorkerError as error:
-        raise rejection_of(error) from error
+        raise rejection_of(error, trusted=trial.manifest is None) from error
 
 
 class Acceptance:
@@ -186,7 +186,8 @@ def verify(entrant: Entrant, exam: Exam, bench: Bench) -> None:
             _sit(entrant, exam, bench)
     except WorkerError as error:
         bench.after_failure(entrant.worker, error)
-        raise rejection_of(error, entrant.verification if entrant.checks else None) from error
+        seen = entrant.verification if entrant.checks else None
+        raise rejection_of(error, seen, trusted=not entrant.is_candidate) from error
     finally:
         entrant.seconds["verify"] = round(time.monotonic() - begin, 3)
 
@@ -229,7 +230,7 @@ def plan(entrant: Entrant, bench: Bench, *, name: str | None = None, judged: boo
             told = entrant.worker.ask("plan", {"kernel": entrant.kernel}, limit_s=limit)
     except WorkerError as error:
         bench.after_failure(entrant.worker, error)
-        raise rejection_of(error, entrant.verification) from error
+        raise rejection_of(error, entrant.verification, trusted=not entrant.is_candidate) from error
     return Contender(
         name=name or entrant.name,
         worker=entrant.worker,

@@ -66,7 +66,10 @@ class Race:
                 yield entrant, Outcome.of(rejected)
             except WorkerError as error:
                 self.bench.after_failure(entrant.worker, error)
-                yield entrant, Outcome.of(rejection_of(error, entrant.verification))
+                yield (
+                    entrant,
+                    Outcome.of(rejection_of(error, entrant.verification, trusted=not entrant.is_candidate)),
+                )
         while standing:
             anchor = self._anchor(standing, baselines, store)
             if anchor is None:
@@ -80,7 +83,12 @@ class Race:
                 gone = [e for e in standing if failed.name in (e.name, e.name + DUPLICATE)]
                 for entrant in gone:
                     self.bench.after_failure(entrant.worker, failed.error)
-                    yield entrant, Outcome.of(rejection_of(failed.error, entrant.verification))
+                    yield (
+                        entrant,
+                        Outcome.of(
+                            rejection_of(failed.error, entrant.verification, trusted=not entrant.is_candidate)
+                        ),
+                    )
                 standing = [e for e in standing if e not in gone and e.worker.alive]
                 continue
             for entrant in standing:

@@ -171,7 +171,7 @@ class Ratio(Record):
     high: Positive
     pairs: int = Field(ge=1, description="A/B/B/A quadruples")
     stopped: Literal["precise", "time_cap", "rounds_cap", "screened"] = Field(
-        description="why sampling ended; screened: far from the front, few blocks taken"
+        description="why sampling ended; screened: a baseline that is not the anchor, few blocks taken"
     )
 
     @model_validator(mode="after")

@@ -32,6 +32,9 @@ from harness.worker.slots import POISON
 from tasks.spec import DTYPES, Task, Workload
 
 
+SPARE_BYTES = 4 << 30  # device memory the judge may keep cached
+
+
 @dataclass
 class Rejected(Exception):
     """A kernel that ends here: with which verdict, why in one sentence, and the evidence."""
@@ -118,6 +121,8 @@ class Exam:
         self.contents = tuple(self._draw(n, question) for n, question in enumerate(questions))
         if device.type == "cuda":
             torch.cuda.synchronize()
+            if torch.cuda.memory_reserved() > SPARE_BYTES + torch.cuda.memory_allocated():
+                torch.cuda.empty_cache()  # the oracle's scores: the workers need the room
 
     def _draw(self, index: int, question: Question) -> Content:
         inputs = make_inputs(self.task, self.workload, question.recipe, question.seed, self.device)
@@ -221,8 +226,12 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def rejection_of(error: WorkerError, verification: Verification | None = None) -> Rejected:
-    """The verdict that a failed request means."""
+def rejection_of(
+    error: WorkerError, verification: Verification | None = None, *, trusted: bool = False
+) -> Rejected:
+    """The verdict that a failed request means; a human baseline that needs more memory is skipped."""
+    if trusted and isinstance(error, RequestFailed) and error.kind == "out_of_memory":
+        return Rejected(Verdict.SKIPPED, "needs more memory than the device has", verification)
     if isinstance(error, WorkerTimeout):
         return Rejected(
             Verdict.TIMEOUT, "no answer within the time limit; the worker was killed", verification
