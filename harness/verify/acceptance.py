@@ -45,14 +45,14 @@ def _sit(worker: Worker, kernel: str, exam: Exam, before: Sequence[Check]) -> li
         exam.fill(worker, [(slot, content)])
         exam.run(worker, kernel, slot, first=content == 0)
         checks.append(require(exam.mark(worker, kernel, slot, content), [*before, *checks]))
-        if content == 0:
-            require_repeat(exam, worker, kernel, slot, [*before, *checks])
         if not exam.inputs_untouched(worker, kernel, slot, content):
             raise Rejected(
                 Verdict.INTEGRITY,
                 f"changed its inputs ({exam.workload.key})",
                 _so_far([*before, *checks], inputs_untouched=False, detectors=("mutated_inputs",)),
             )
+        if content == 0:  # after the inputs: one that changes them also differs when repeated
+            require_repeat(exam, worker, kernel, slot, [*before, *checks])
     return checks
 
 

@@ -31,7 +31,6 @@ from harness.worker.protocol import (
 from harness.worker.slots import POISON
 from tasks.spec import DTYPES, Task, Workload
 
-
 SPARE_BYTES = 4 << 30  # device memory the judge may keep cached
 
 

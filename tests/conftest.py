@@ -1,0 +1,55 @@
+"""Shared by tests: a tiny task of one's own, and candidates written on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TINY_TASK = '''
+"""A tiny causal task for tests."""
+from tasks.masks import causal, causal_pairs
+from tasks.spec import Task, Workload
+
+def shape(n):
+    return Workload("tiny", 1, 2, 2, n, n, 32, 32, "fp32")
+
+TASK = Task(
+    name="tiny", title="Tiny causal", description="Causal attention, small.", math="o = softmax(q k) v",
+    mask=causal, visible_pairs=causal_pairs, causal=True,
+    workloads={"smoke": (shape(64), shape(96), shape(128)), "hidden": (shape(33), shape(65))},
+)
+'''
+
+GOOD = """
+import torch
+
+def attention(q, k, v, out, *, scale):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+    s = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf"))
+    out.copy_((torch.softmax(s, -1) @ v).transpose(1, 2))
+"""
+
+
+@pytest.fixture
+def tiny_tasks(tmp_path: Path) -> Path:
+    """A folder with the task `tiny`."""
+    folder = tmp_path / "my_tasks"
+    folder.mkdir()
+    (folder / "tiny.py").write_text(TINY_TASK)
+    return folder
+
+
+@pytest.fixture
+def write_candidate(tmp_path: Path):
+    """Write a torch candidate for `tiny` from its source; returns its folder."""
+
+    def write(name: str, source: str = GOOD, backend: str = "torch") -> Path:
+        folder = tmp_path / "candidates" / name
+        folder.mkdir(parents=True)
+        (folder / "candidate.toml").write_text(f'task = "tiny"\nbackend = "{backend}"\n')
+        (folder / "attention.py").write_text(source)
+        return folder
+
+    return write
