@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
 PROTOCOL_VERSION = "1"
@@ -355,5 +355,7 @@ def read_result(line: str) -> Result:
         )
     try:
         return Result.model_validate(data)
-    except ValueError as error:
-        raise RecordError(str(error)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the record"
+        raise RecordError(f"{where}: {first['msg']}") from error

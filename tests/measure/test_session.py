@@ -1,0 +1,218 @@
+"""A session finds what is there, whatever the clock does, and believes nobody."""
+
+import math
+
+import numpy as np
+import pytest
+
+from harness.measure.session import (
+    Contender,
+    ContenderFailed,
+    Policy,
+    Session,
+    judge_slope_ms,
+    slope_contradicts,
+)
+from harness.measure.telemetry import open_telemetry
+from harness.worker.protocol import WorkerDied
+
+
+class FakeWorker:
+    """Answers like a worker; times follow a clock that drifts and a little noise."""
+
+    alive = True
+
+    def __init__(self, times_ms, world, trusted=True, records=False):
+        self.times_ms, self.world, self.trusted, self.records = times_ms, world, trusted, records
+        self.stopped = False
+        self.recorded = None
+        self.answer = None
+        self.break_with = None
+
+    def ask(self, op, args=None, *, limit_s, fds=()):
+        if op == "start_records":
+            self.recorded = []
+            return {"available": self.records}
+        if op == "stop_records":
+            return {"blocks": self.recorded}
+        raise AssertionError(op)
+
+    def post(self, op, args):
+        assert not any(w.running_untrusted(self) for w in self.world.workers)
+        self.cont()
+        n = args["iterations"]
+        base = self.times_ms[args["kernel"]] * self.world.drift()
+        samples = list(base * self.world.rng.lognormal(0, 0.003, n))
+        self.world.log.append(args["kernel"])
+        told = {"samples_ms": [s + 0.004 for s in samples]}
+        self.answer = told if self.break_with is None else self.break_with
+        if self.recorded is not None:
+            kernels = [(f"kernel of {args['kernel']}", 1.0, base)]
+            self.recorded.append({"kernel": args["kernel"], "spans_ms": samples, "kernels": kernels})
+        return "nonce"
+
+    def wait(self, nonce, *, limit_s):
+        return self.answer
+
+    def running_untrusted(self, active):
+        return self is not active and not self.trusted and not self.stopped
+
+    def stop(self):
+        self.stopped = True
+
+    def cont(self):
+        self.stopped = False
+
+
+class World:
+    def __init__(self, drift=0.0, seed=0):
+        self.rng = np.random.default_rng(seed)
+        self.workers, self.log, self._drift, self._n = [], [], drift, 0
+
+    def worker(self, **kwargs):
+        worker = FakeWorker(world=self, **kwargs)
+        self.workers.append(worker)
+        return worker
+
+    def drift(self):
+        """Slowly up and down by `drift`, like a clock that follows the temperature."""
+        self._n += 1
+        return 1 + self._drift * math.sin(self._n / 60)
+
+
+def race(times, *, drift=0.0, seed=0, records=False, policy=None, judged=("candidate", "anchor#2")):
+    world = World(drift, seed)
+    library = world.worker(times_ms=times, records=records)
+    hostile = world.worker(times_ms=times, trusted=False, records=records)
+    where = {"candidate": hostile}
+    if "rival" in times:
+        where["rival"] = world.worker(times_ms=times, trusted=False, records=records)
+    contenders = [
+        Contender(name, where.get(name, library), name, ms, True, name in judged)
+        for name, ms in times.items()
+    ]
+    policy = policy or Policy(time_cap_s=30, max_rounds=40)
+    session = Session(contenders, "anchor", policy, open_telemetry(None), "cuda", 2)
+    return world, session
+
+
+TIMES = {"anchor": 1.0, "anchor#2": 1.0, "candidate": 1.0}
+
+
+def test_blocks_are_mirrored_around_the_anchor():
+    world, session = race({**TIMES, "slow": 9.0}, policy=Policy(min_rounds=1, max_rounds=1))
+    session.sample(1.0)
+    assert world.log == world.log[::-1]
+    assert world.log[len(world.log) // 2] == "anchor"
+    assert world.log[0] == "slow"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_duplicate_shows_no_difference_under_drift(seed):
+    _, session = race(TIMES, drift=0.1, seed=seed)
+    session.sample(1.0)
+    ratio = session.result("anchor#2").ratio
+    assert abs(ratio.median - 1) < 0.005
+    assert ratio.low < 1.002
+    assert ratio.high > 0.998
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_planted_percent_is_found_under_drift(seed):
+    _, session = race({**TIMES, "candidate": 1.01}, drift=0.1, seed=seed)
+    session.sample(1.0)
+    ratio = session.result("candidate").ratio
+    assert ratio.high < 1
+    assert ratio.median == pytest.approx(1 / 1.01, abs=0.004)
+
+
+def test_only_the_judged_and_the_anchor_are_sampled_to_the_end():
+    policy = Policy(max_rounds=30, half_width=1e-9, time_cap_s=30)
+    _, session = race({**TIMES, "near": 1.1, "behind": 2.0, "far": 9.0}, policy=policy)
+    session.sample(1.0)
+    pairs = {name: session.result(name).ratio.pairs for name in session.tracks}
+    assert pairs["candidate"] == pairs["anchor#2"] == pairs["anchor"] == 30
+    assert pairs["near"] == policy.near_rounds
+    assert pairs["behind"] == policy.screen_rounds
+    assert pairs["far"] == policy.far_rounds
+    assert session.result("far").ratio.stopped == "screened"
+    assert session.result("candidate").ratio.stopped == "rounds_cap"
+
+
+def test_sampling_ends_when_precise_and_when_the_time_is_up():
+    _, session = race(TIMES, policy=Policy(half_width=0.05, time_cap_s=30))
+    session.sample(1.0)
+    assert session.result("candidate").ratio.stopped == "precise"
+    assert session.result("candidate").ratio.pairs == Policy().min_rounds
+    _, session = race(TIMES, policy=Policy(half_width=1e-9, time_cap_s=1e-6))
+    session.sample(1.0)
+    assert session.result("candidate").ratio.stopped == "time_cap"
+
+
+def test_untrusted_workers_are_stopped_while_another_is_timed():
+    world, session = race({**TIMES, "rival": 1.0}, judged=("candidate", "rival", "anchor#2"))
+    session.sample(1.0)  # FakeWorker.post asserts it
+    assert sum(w.stopped for w in world.workers) >= 1
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"samples_ms": [float("nan")] * 40},
+        {"samples_ms": [-1.0] * 40},
+        {"samples_ms": [1.0]},
+        {"samples_ms": ["fast"] * 40},
+        {"samples_ms": None},
+        {},
+    ],
+)
+def test_times_that_are_none_fail_their_contender(nonsense):
+    world, session = race(TIMES)
+    world.workers[1].break_with = nonsense
+    with pytest.raises(ContenderFailed) as caught:
+        session.sample(1.0)
+    assert caught.value.name == "candidate"
+    assert isinstance(caught.value.error, WorkerDied)
+
+
+def test_device_time_is_the_kernel_records_and_events_are_the_cross_check():
+    _, session = race(TIMES, records=True)
+    session.sample(1.0)
+    found = session.result("candidate")
+    assert found.clock == "kernel_records"
+    assert found.graph_time is not None
+    assert found.graph_time.median_ms == pytest.approx(found.device_time.median_ms + 0.004, abs=0.003)
+    assert [k.name for k in found.kernels] == ["kernel of candidate"]
+
+
+def test_records_that_do_not_match_the_blocks_are_not_used():
+    world, session = race(TIMES, records=True)
+    honest = FakeWorker.post
+
+    def swapped(self, op, args):
+        nonce = honest(self, op, args)
+        self.recorded[-1]["spans_ms"] = [0.001]
+        return nonce
+
+    world.workers[1].post = swapped.__get__(world.workers[1])
+    session.sample(1.0)
+    assert session.result("candidate").clock == "graph_events"
+    assert session.result("candidate").device_time.median_ms > 0.9
+
+
+def test_the_judges_clock_contradicts_a_claim_that_is_too_short():
+    assert slope_contradicts(claimed_ms=0.5, slope_ms=1.0, captured=True)
+    assert not slope_contradicts(claimed_ms=1.05, slope_ms=1.0, captured=True)
+    assert not slope_contradicts(claimed_ms=0.002, slope_ms=0.02, captured=True)  # a launch
+
+
+def test_the_judges_slope_is_time_per_iteration_without_the_fixed_cost():
+    class Spinner:
+        now = 0.0
+
+        def ask(self, op, args, *, limit_s):
+            self.now += 0.5 + 0.002 * args["iterations"]
+
+    spinner = Spinner()
+    contender = Contender("c", spinner, "c", 2.0, True)
+    assert judge_slope_ms(contender, 1.0, clock=lambda: spinner.now) == pytest.approx(2.0)
