@@ -1,0 +1,79 @@
+"""One cell on a GPU from end to end: human baselines and the example kernel."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.bench import Bench
+from harness.build.manifest import read_candidate
+from harness.experiment import experiment_of, make_plan
+from harness.pipeline import evaluate
+from harness.records import Verdict
+from harness.store import Store
+from harness.targets import find_target, target_of_device
+from tasks import discover
+from tests.conftest import TINY_TASK
+from tests.test_pipeline import Silent
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "candidates" / "triton_flash"
+SAVED = """
+import torch.nn.functional as F
+
+def attention(q, k, v, out, *, scale):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out.copy_(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2))
+"""
+
+
+def test_a_cell_is_measured_by_kernel_records_and_a_library_is_recognised(tmp_path):
+    target = target_of_device(torch.cuda.get_device_name(0))
+    if target is None or target.capability < (8, 0):
+        pytest.skip("needs a GPU of the Ampere generation or later that the target table knows")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    text = TINY_TASK.replace('"fp32"', '"fp16"').replace("n, n, 32, 32", "n, n, 64, 64")
+    text = text.replace("shape(64), shape(96), shape(128)", "shape(1024),").replace(
+        "1, 2, 2, n", "4, 8, 8, n"
+    )
+    (tasks / "tiny.py").write_text(text)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for source in EXAMPLE.glob("*.py"):
+        (mine / source.name).write_bytes(source.read_bytes())
+    (mine / "candidate.toml").write_text('task = "tiny"\nbackend = "triton"\nentry = "causal.py"\n')
+    borrowed = tmp_path / "borrowed"
+    borrowed.mkdir()
+    (borrowed / "attention.py").write_text(SAVED)
+    (borrowed / "candidate.toml").write_text('task = "tiny"\nbackend = "torch"\n')
+    data = {
+        "target": target.name,
+        "tasks": ["tiny"],
+        "workloads": "smoke",
+        "baselines": ["cudnn", "sdpa-flash", "naive"],
+    }
+    experiment = experiment_of(data, "test")
+    plan = make_plan(experiment, discover(tasks), [read_candidate(mine), read_candidate(borrowed)])
+    with (
+        Store(tmp_path / "run", resume=False) as store,
+        Bench(experiment, find_target(target.name), task_folders=[tasks]) as bench,
+    ):
+        evaluate(plan, bench, store, Silent())
+        found = {r.candidate.name: r for r in store.results.values()}
+    assert {n: r.verdict for n, r in found.items() if n != "borrowed"} == dict.fromkeys(
+        ("cudnn", "sdpa-flash", "naive", "mine"), Verdict.OK
+    )
+    measured = found["mine"].measurement
+    assert measured is not None
+    assert measured.clock == "kernel_records"
+    assert measured.captured
+    assert any("_forward" in k.name for k in measured.kernels)
+    assert measured.noise is not None
+    assert abs(measured.noise.median - 1) < 0.02
+    assert found["borrowed"].verdict is Verdict.LIBRARY_DISPATCH, found["borrowed"].reason
+    assert found["borrowed"].measurement is not None

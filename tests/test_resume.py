@@ -1,0 +1,127 @@
+"""kill -9 at random moments, then --resume: the same results, none twice, nothing left running."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENT = """
+target = "cpu"
+tasks = ["tiny"]
+workloads = "smoke"
+baselines = ["naive", "sdpa-math", "sdpa-flash"]
+[sampling]
+half_width = 0.5
+time_cap_s = 0.3
+block_ms = 10
+min_rounds = 4
+max_rounds = 8
+"""
+KILLS = 10
+
+
+@pytest.fixture
+def experiment(tmp_path, tiny_tasks) -> Path:
+    file = tmp_path / "tiny.toml"
+    file.write_text(EXPERIMENT)
+    return file
+
+
+def start(experiment: Path, tasks: Path, run: Path, *more: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "harness.cli", "eval", str(experiment), "--tasks", str(tasks)]
+    return subprocess.Popen(
+        [*command, "--out", str(run), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=experiment.parent,
+    )
+
+
+def recorded(run: Path) -> list[str]:
+    """Ids of the whole lines."""
+    file = run / "results.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line)["id"] for line in lines if line.endswith(b"\n")]
+
+
+def workers() -> set[int]:
+    """Process ids of every worker on this machine."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"harness.worker.child" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing_and_repeat_nothing(experiment, tiny_tasks, tmp_path):
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    process = start(experiment, tiny_tasks, whole)
+    assert process.wait(120) == 0, process.stderr.read()
+    length = time.monotonic() - began
+    expected = recorded(whole)
+    assert len(expected) == 9
+
+    run, before = tmp_path / "killed", workers()
+    hits = 0
+    for _ in range(KILLS):
+        process = start(
+            experiment, tiny_tasks, run, *(["--resume"] if (run / "experiment.toml").exists() else [])
+        )
+        try:
+            process.wait(chance.uniform(0.3, 0.9) * length)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            hits += 1
+        if len(recorded(run)) == len(expected):
+            (run / "results.jsonl").unlink()  # done early: once more from the start
+    assert hits >= KILLS // 2
+    process = start(
+        experiment, tiny_tasks, run, *(["--resume"] if (run / "experiment.toml").exists() else [])
+    )
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error + out
+    ids = recorded(run)
+    assert sorted(ids) == sorted(set(ids)) == sorted(expected)
+    deadline = time.monotonic() + 5
+    while workers() - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers() - before
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_how_to_go_on(experiment, tiny_tasks, tmp_path, which):
+    run, before = tmp_path / "run", workers()
+    process = start(experiment, tiny_tasks, run)
+    deadline = time.monotonic() + 60
+    while not recorded(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(which)
+    out, error = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the run ended before the signal came")
+    assert process.returncode == 130, error + out
+    assert "--resume" in error
+    assert str(run) in error
+    assert "Traceback" not in error
+    assert recorded(run)
+    assert json.loads((run / "summary.jsonl").read_text().splitlines()[-1])["interrupted"]
+    assert not workers() - before
