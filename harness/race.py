@@ -93,7 +93,12 @@ class Race:
                 standing = [e for e in standing if e not in gone and e.worker.alive]
                 continue
             for entrant in standing:
-                yield entrant, self._outcome(entrant, session)
+                try:
+                    outcome = self._outcome(entrant, session)
+                except WorkerError as error:  # it died under the judge's second look
+                    self.bench.after_failure(entrant.worker, error)
+                    outcome = Outcome.of(rejection_of(error, entrant.verification))
+                yield entrant, outcome
             return
 
     def _look(self, contender: Contender, is_candidate: bool) -> None:
@@ -228,11 +233,7 @@ class Race:
         for _ in range(SECOND_LOOKS):
             if not self._contradicts(slope, claimed, entrant.contender.captured):
                 break
-            try:
-                slope = min(slope, judge_slope_ms(entrant.contender, self.bench.policy.request_s))
-            except WorkerError as error:
-                self.bench.after_failure(entrant.worker, error)
-                break
+            slope = min(slope, judge_slope_ms(entrant.contender, self.bench.policy.request_s))
         return slope
 
     def _contradicts(self, slope: float, claimed: Summary, captured: bool) -> bool:
