@@ -112,9 +112,9 @@ def evaluate(
 
     try:
         summary = guarded(go)
+        _print_report(run, console)
     except KeyboardInterrupt:
         fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
-    _print_report(run, console)
     share = summary.gpu_work_s / summary.wall_s if summary.wall_s else 0.0
     console.print(
         f"{summary.results} results in {summary.wall_s:.0f} s; {share:.0%} of it verifying or timing"

@@ -72,6 +72,14 @@ def workers() -> set[int]:
     return found
 
 
+def none_left(before: set[int]) -> bool:
+    """Whether every worker since is gone; the kernel may take a moment to bury them."""
+    deadline = time.monotonic() + 5
+    while workers() - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not workers() - before
+
+
 @pytest.mark.slow
 def test_ten_kills_lose_nothing_and_repeat_nothing(experiment, tiny_tasks, tmp_path):
     seed = random.randrange(10**6)
@@ -105,10 +113,7 @@ def test_ten_kills_lose_nothing_and_repeat_nothing(experiment, tiny_tasks, tmp_p
     assert process.returncode == 0, error + out
     ids = recorded(run)
     assert sorted(ids) == sorted(set(ids)) == sorted(expected)
-    deadline = time.monotonic() + 5
-    while workers() - before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not workers() - before
+    assert none_left(before)
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
@@ -128,4 +133,4 @@ def test_an_interrupt_says_how_to_go_on(experiment, tiny_tasks, tmp_path, which)
     assert "Traceback" not in error
     assert recorded(run)
     assert json.loads((run / "summary.jsonl").read_text().splitlines()[-1])["interrupted"]
-    assert not workers() - before
+    assert none_left(before)
