@@ -15,6 +15,7 @@ from typing import IO, Literal
 import torch
 
 from baselines import BASELINES
+from harness.build.backends import BACKENDS
 from harness.build.manifest import Manifest
 from harness.environment import describe
 from harness.experiment import Cell, Experiment
@@ -186,9 +187,8 @@ class Bench:
                 "backend": manifest.backend,
             }
             with self.ledger.stage("build"):
-                seat.interpreted = bool(
-                    seat.worker.ask("load", args, limit_s=self.limits.load_s)["interpreted"]
-                )
+                seat.worker.ask("load", args, limit_s=self.limits.load_s)
+            seat.interpreted = BACKENDS[manifest.backend].interpreted(self.kind)
             seat.entries.add(entry)
         return seat
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.exits import EXIT_MACHINE, EXIT_USAGE, fail
+from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, fail
 from harness.targets import TARGETS
 
 app = typer.Typer(
@@ -121,16 +121,19 @@ def eval_(
         "candidates": [str(folder) for folder in candidates or []],
         "seed": seed,
     }
-    from harness import commands
+    try:
+        from harness import commands
 
-    commands.evaluate(
-        experiment,
-        {key: value for key, value in overrides.items() if value or value == 0},
-        task_folders or [],
-        time_cap,
-        out,
-        resume,
-    )
+        commands.evaluate(
+            experiment,
+            {key: value for key, value in overrides.items() if value or value == 0},
+            task_folders or [],
+            time_cap,
+            out,
+            resume,
+        )
+    except KeyboardInterrupt:  # before the run began, or after it ended
+        fail("interrupted", EXIT_INTERRUPTED)
 
 
 def _require_gpu_for(experiment: str) -> None:

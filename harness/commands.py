@@ -24,6 +24,7 @@ from harness.experiment import (
     ExperimentError,
     Plan,
     candidate_folders,
+    experiment_of,
     make_plan,
     read_experiment,
 )
@@ -147,8 +148,9 @@ def _planned(
 ) -> tuple[Experiment, Plan]:
     experiment = read_experiment(source, overrides)
     if time_cap is not None:
-        sampling = experiment.sampling.model_copy(update={"time_cap_s": time_cap})
-        experiment = experiment.model_copy(update={"sampling": sampling})
+        data = experiment.model_dump()
+        data["sampling"]["time_cap_s"] = time_cap
+        experiment = experiment_of(data, "--time-cap")
     known = discover(*task_folders)
     manifests: list[Manifest] = []
     for folder in candidate_folders(experiment, source):

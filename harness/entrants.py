@@ -11,6 +11,7 @@ from harness.bench import Bench
 from harness.build.manifest import Manifest
 from harness.environment import harness_version
 from harness.experiment import Cell
+from harness.measure.claims import claimed_times
 from harness.measure.session import Contender
 from harness.records import CandidateRecord, Check, Identity, Verdict, Verification, content_hash
 from harness.verify.acceptance import accept, require, require_repeat
@@ -53,6 +54,7 @@ class Entrant:
     repeats_identical: bool | None = None
     inputs_untouched: bool | None = None
     contender: Contender | None = None
+    caught: Rejected | None = None  # at something that no check holds, while it was timed
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -171,8 +173,13 @@ class Acceptance:
         def exam(workload: Workload, questions: object) -> Exam:
             return bench.exam(task, workload, questions)  # type: ignore[arg-type]
 
-        with bench.ledger.stage("verify"):
-            return accept(entrant.worker, entrant.kernel, asked, exam)
+        try:
+            with bench.ledger.stage("verify"):
+                return accept(entrant.worker, entrant.kernel, asked, exam)
+        except Rejected as rejected:
+            if isinstance(rejected.__cause__, WorkerError):
+                bench.after_failure(entrant.worker, rejected.__cause__)
+            raise
 
 
 def verify(entrant: Entrant, exam: Exam, bench: Bench) -> None:
@@ -223,11 +230,17 @@ def slot_contents(slots: int, *, swap: bool) -> list[tuple[int, int]]:
 
 
 def plan(entrant: Entrant, bench: Bench, *, name: str | None = None, judged: bool = True) -> Contender:
-    """Warm up and capture; raises Rejected."""
+    """Warm up and capture; raises Rejected.
+
+    Later time limits follow from the estimate, so it is no longer than the judge waited for it.
+    """
+    begin = time.monotonic()
     try:
         with bench.ledger.stage("compile and plan"):
             limit = bench.limits.first(entrant.worker)
             told = entrant.worker.ask("plan", {"kernel": entrant.kernel}, limit_s=limit)
+        waited_ms = (time.monotonic() - begin) * 1e3
+        (estimate_ms,) = claimed_times({"estimate": [told.get("estimate_ms")]}, "estimate", 1)
     except WorkerError as error:
         bench.after_failure(entrant.worker, error)
         raise rejection_of(error, entrant.verification, trusted=not entrant.is_candidate) from error
@@ -235,7 +248,7 @@ def plan(entrant: Entrant, bench: Bench, *, name: str | None = None, judged: boo
         name=name or entrant.name,
         worker=entrant.worker,
         kernel=entrant.kernel,
-        estimate_ms=max(1e-4, float(told["estimate_ms"])),
-        captured=bool(told["captured"]),
+        estimate_ms=max(1e-4, min(estimate_ms, waited_ms)),
+        captured=told.get("captured") is True,
         judged=judged,
     )

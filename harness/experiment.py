@@ -26,7 +26,7 @@ class ExperimentError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RequestLimits(_Section):
@@ -73,6 +73,13 @@ class Experiment(_Section):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("tasks", "workloads")
+    @classmethod
+    def _names_something(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one")
+        return value
 
     @field_validator("baselines")
     @classmethod
@@ -148,7 +155,7 @@ def read_experiment(source: str, overrides: dict[str, Any] | None = None) -> Exp
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ExperimentError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path}: not TOML: {error}") from error
     return experiment_of({**data, **(overrides or {})}, str(path))
 
@@ -163,13 +170,22 @@ def experiment_of(data: dict[str, Any], where: str) -> Experiment:
             key = ".".join(str(part) for part in item["loc"])
             hint = ""
             if item["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(key, Experiment.model_fields, n=1)
-                hint = (
-                    f"; did you mean {near[0]}?" if near else f"; keys: {', '.join(Experiment.model_fields)}"
-                )
+                keys = _keys(item["loc"][:-1])
+                near = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; keys: {', '.join(keys)}"
                 item["msg"] = "unknown key"
             lines.append(f"{where}: {key}: {item['msg'].removeprefix('Value error, ')}{hint}")
         raise ExperimentError("\n".join(lines)) from error
+
+
+def _keys(section: Sequence[int | str]) -> list[str]:
+    """The keys that a section of an experiment may hold, the sections among them."""
+    model: type[BaseModel] = Experiment
+    for name in section:
+        inner = model.model_fields[str(name)].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel)
+        model = inner
+    return list(model.model_fields)
 
 
 def make_plan(experiment: Experiment, known: dict[str, Task], manifests: Sequence[Manifest]) -> Plan:

@@ -18,6 +18,9 @@ from harness.records import Cost, Measurement, Result, RunSummary, Verdict, Veri
 from harness.store import Store
 from harness.verify.exam import Question, Rejected
 from harness.verify.inputs import recipes_for
+from harness.worker.protocol import WorkerError
+
+FRUITLESS_ATTEMPTS = 2  # in a row without a result, before what is left of a cell is given up
 
 
 class Observer(Protocol):
@@ -90,12 +93,14 @@ def _run_cell(
     for trial in trials:
         if trial.manifest is None and reasons[trial.record.name]:
             record(trial, Verdict.SKIPPED, reasons[trial.record.name])
+    fruitless = 0
     while pending := [t for t in trials if t.id not in record.store]:
         before = len(record.store.results)
         _attempt(pending, plan, cell, bench, acceptance, record)
-        if len(record.store.results) == before:
+        fruitless = fruitless + 1 if len(record.store.results) == before else 0
+        if fruitless == FRUITLESS_ATTEMPTS:
             for trial in pending:
-                record(trial, Verdict.INFRA, "its worker died with another's fault, again and again")
+                record(trial, Verdict.INFRA, "its session was cut short by others' faults, again and again")
 
 
 def _attempt(
@@ -116,8 +121,15 @@ def _attempt(
         return
     exam = bench.exam(cell.task, cell.workload, _questions(cell, bench))
     library = bench.library_worker()
-    with bench.ledger.stage("transfer"):
-        exam.admit(library, bench.slots(cell))
+    try:
+        with bench.ledger.stage("transfer"):
+            exam.admit(library, bench.slots(cell))
+    except WorkerError as error:  # it was killed, or a candidate holds the memory: once more with new ones
+        bench.after_failure(library, error)
+        for entrant in built:
+            if entrant.trial.manifest is not None:
+                bench.dismiss(entrant.trial.manifest)
+        return
     verified = []
     for entrant in built:
         if entrant.worker.alive:  # else it died with a baseline before it: tried again
@@ -126,7 +138,9 @@ def _attempt(
                 verified.append(entrant)
             except Rejected as rejected:
                 record(entrant.trial, rejected.verdict, rejected.reason, rejected.verification)
-    race = Race(cell, exam, [e for e in verified if e.worker.alive], bench)
+    if not library.alive:
+        return  # the baselines it took along are tried again first: candidates need an anchor
+    race = Race(cell, exam, verified, bench)
     for entrant, out in race.run(plan.baselines, record.store):
         record(entrant.trial, out.verdict, out.reason, out.verification, out.measurement, entrant.seconds)
     bench.release([library, *{id(e.worker): e.worker for e in built}.values()])

@@ -6,6 +6,7 @@ last line (power, kill -9) is cut off on resume, after it was copied to `torn.tx
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -41,8 +42,15 @@ class Store:
             raise StoreError(f"{path} is being written by another attnbench; wait for it to end") from error
         except OSError as error:
             raise _disk(path, error) from error
-        self._read()
-        self._file = (path / "results.jsonl").open("ab")
+        try:
+            self._read()
+            self._file = (path / "results.jsonl").open("ab")
+        except OSError as error:
+            self._lock.close()
+            raise _disk(path, error) from error
+        except StoreError:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> Store:
         return self
@@ -63,7 +71,7 @@ class Store:
                 if not line.endswith(b"\n"):
                     raise RecordError("no end of line")
             except RecordError as error:
-                if good + len(line) == len(data):  # the last line: torn by a sudden end
+                if good + len(line) == len(data) and _torn(line):
                     self._cut(file, data, good)
                     break
                 raise StoreError(f"{file}:{number}: {error}. Nothing was changed.") from error
@@ -114,7 +122,10 @@ class Store:
     def add_environment(self, environment: Environment) -> str:
         """Remember the environment of this invocation; returns its hash."""
         file = self.path / "environment.json"
-        known: dict[str, object] = json.loads(file.read_text()) if file.exists() else {}
+        try:
+            known: dict[str, object] = json.loads(file.read_text()) if file.exists() else {}
+        except ValueError as error:
+            raise StoreError(f"{file} is not JSON: {error}; move it away and go on with --resume") from error
         known[environment.digest] = environment.model_dump()
         self._replace(file, json.dumps(known, indent=1, sort_keys=True).encode())
         return environment.digest
@@ -158,8 +169,18 @@ class Store:
             raise _disk(file, error) from error
 
 
+def _torn(line: bytes) -> bool:
+    """Whether writing the last line was cut off; a whole line that cannot be read is somebody's result."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return not line.endswith(b"\n")
+
+
 def _disk(path: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"cannot write {path}: {error.strerror}. What was recorded before is kept; "
-        "make room and go on with --resume."
-    )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        way = "make room and go on with --resume."
+    else:
+        way = "go on with --resume when that is mended, or choose another --out."
+    return StoreError(f"cannot write {path}: {error.strerror}. What was recorded before is kept; {way}")

@@ -14,7 +14,7 @@ from harness.store import Store
 from harness.targets import find_target, target_of_device
 from tasks import discover
 from tests.conftest import TINY_TASK
-from tests.test_pipeline import Silent
+from tests.ground import Silent
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,5 +75,12 @@ def test_a_cell_is_measured_by_kernel_records_and_a_library_is_recognised(tmp_pa
     assert any("_forward" in k.name for k in measured.kernels)
     assert measured.noise is not None
     assert abs(measured.noise.median - 1) < 0.02
+    assert measured.graph_time is not None
+    assert measured.graph_time.median_ms > measured.device_time.median_ms
+    assert {r.measurement.clock for r in found.values() if r.measurement} == {"kernel_records"}
+    assert {r.measurement.ratio.anchor for r in found.values() if r.measurement} <= {"cudnn", "sdpa-flash"}
+    verification = found["mine"].verification
+    assert verification is not None
+    assert sum(c.timed for c in verification.checks) == 2
     assert found["borrowed"].verdict is Verdict.LIBRARY_DISPATCH, found["borrowed"].reason
     assert found["borrowed"].measurement is not None

@@ -1,97 +1,30 @@
-"""The whole way of a trial on the CPU, with real workers: kernels of one's own, good and bad."""
+"""The whole way of a trial on the CPU, with real workers: kernels of one's own, good and bad.
 
-import json
-import os
-import signal
-from pathlib import Path
+Workers are dear (each is a process that imports torch), so the bad kernels share one run; in
+each group of four are others that must not suffer from them.
+"""
+
+from __future__ import annotations
+
+import re
 
 import pytest
 
-from harness.bench import Bench
-from harness.build.manifest import read_candidate
-from harness.experiment import experiment_of, make_plan
-from harness.pipeline import evaluate
 from harness.records import Result, Verdict
-from harness.store import Store
-from harness.targets import find_target
 from reports import load_run, render
-from tasks import discover
 from tests.conftest import GOOD
+from tests.ground import Ground, Silent, of, verdicts
 
-STALE = GOOD.replace(
-    "def attention(q, k, v, out, *, scale):",
-    "CACHE, CALLS = {}, [0]\n\n"
-    "def attention(q, k, v, out, *, scale):\n"
-    "    CALLS[0] += 1\n"
-    "    key = (q.data_ptr(), out.data_ptr(), tuple(q.shape))\n"
-    "    if key in CACHE and CALLS[0] > 40:\n"
-    "        out.copy_(CACHE[key])\n"
-    "        return\n"
-    "    _attention(q, k, v, out, scale=scale)\n"
-    "    CACHE[key] = out.clone()\n\n"
-    "def _attention(q, k, v, out, *, scale):",
-)
-LATER = GOOD + "    COUNT[0] += 1\n    if COUNT[0] > 40:\n        {then}\n"
-LATER = LATER.replace("import torch\n", "import torch\nCOUNT = [0]\n")
+BOTH = ("sdpa-flash", "naive")
 
 
-class Silent:
-    """An observer that can act at the n-th result."""
-
-    def __init__(self, at: int = -1, act=None):
-        self.at, self.act, self.seen = at, act, 0
-
-    def begin(self, trials, done):
-        self.total = trials
-
-    def cell(self, cell):
-        pass
-
-    def recorded(self, result):
-        self.seen += 1
-        if self.seen == self.at:
-            self.act()
-
-
-def run_tiny(tmp_path, tiny_tasks, folders, observer=None, baselines=("sdpa-flash", "naive")) -> list[Result]:
-    data = {
-        "target": "cpu",
-        "tasks": ["tiny"],
-        "workloads": "smoke",
-        "baselines": list(baselines),
-        "limits": {"first_call_s": 8, "call_s": 5},
-        "sampling": {"half_width": 0.1, "time_cap_s": 0.4, "block_ms": 15, "min_rounds": 4, "max_rounds": 12},
-    }
-    experiment = experiment_of(data, "test")
-    plan = make_plan(experiment, discover(tiny_tasks), [read_candidate(f) for f in folders])
-    target = find_target("cpu")
-    run = tmp_path / "run"
-    with (
-        Store(run, resume=(run / "results.jsonl").exists()) as store,
-        Bench(experiment, target, task_folders=[tiny_tasks]) as bench,
-    ):
-        store.add_experiment("")
-        watcher = observer or Silent()
-        if isinstance(watcher, Silent):
-            watcher.bench = bench
-        evaluate(plan, bench, store, watcher)
-        assert watcher.total == len(store.results)
-        return list(store.results.values())
-
-
-def verdicts(results, name):
-    return {r.verdict for r in results if r.candidate.name == name}
-
-
-def results_of(results, name):
-    return [r for r in results if r.candidate.name == name]
-
-
-def test_a_kernel_of_ones_own_goes_the_whole_way(tmp_path, tiny_tasks, write_candidate):
-    results = run_tiny(tmp_path, tiny_tasks, [write_candidate("good")])
+def test_a_kernel_of_ones_own_goes_the_whole_way_once(tmp_path):
+    ground = Ground(tmp_path, (64, 96, 128))
+    folders = [ground.candidate("good")]
+    results = ground.run(folders, baselines=BOTH)
     assert len(results) == 9
     assert {r.verdict for r in results} == {Verdict.OK}
-    mine = [r for r in results if r.candidate.name == "good"]
+    mine = of(results, "good")
     for result in mine:
         measured = result.measurement
         assert measured is not None
@@ -100,7 +33,12 @@ def test_a_kernel_of_ones_own_goes_the_whole_way(tmp_path, tiny_tasks, write_can
         assert measured.noise is not None
         assert measured.judge_slope_ms is not None
         assert measured.ratio.anchor in ("sdpa-flash", "naive")
-        assert sum(c.timed for c in result.verification.checks) == 2
+        assert {r.measurement.ratio.anchor for r in results if r.workload == result.workload} == {
+            measured.ratio.anchor
+        }
+        timed = [c for c in result.verification.checks if c.timed]
+        assert [c.recipe for c in timed] == ["normal", "normal"]
+        assert {c.workload for c in timed} == {result.workload.key}
         assert {c.workload for c in result.verification.checks} > {result.workload.key}
         assert result.verification.repeats_identical
         assert result.verification.inputs_untouched
@@ -108,84 +46,136 @@ def test_a_kernel_of_ones_own_goes_the_whole_way(tmp_path, tiny_tasks, write_can
     assert {"report.html", "report.md", "report.csv", "report.json", "table.tex"} <= files
     assert len(load_run(tmp_path / "run").rows) == 9
     assert (tmp_path / "run" / "artifacts" / mine[0].candidate.sha256 / "attention.py").exists()
-    summary = json.loads((tmp_path / "run" / "summary.jsonl").read_text())
-    assert summary["results"] == 9
-    assert sum(summary["stages_s"].values()) == pytest.approx(summary["wall_s"], abs=0.2)
+    assert ground.summary.results == 9
+    assert not ground.summary.interrupted
+    assert sum(ground.summary.stages_s.values()) == pytest.approx(ground.summary.wall_s, abs=0.2)
 
-
-def test_bad_kernels_get_their_verdicts_and_the_run_goes_on(tmp_path, tiny_tasks, write_candidate):
-    bad = {
-        "edge": (GOOD.replace(".tril(", ".tril(-1 + "), {Verdict.WRONG_NUMERICS}),
-        "crash": (GOOD + "    import os; os.abort()\n", {Verdict.CRASH}),
-        "syntax": ("def attention(:\n", {Verdict.BUILD_ERROR}),
-        "nothing": ("x = 1\n", {Verdict.BUILD_ERROR}),
-    }
-    folders = [write_candidate(name, source) for name, (source, _) in bad.items()]
-    results = run_tiny(tmp_path, tiny_tasks, folders, baselines=("naive",))
-    for name, (_, expected) in bad.items():
-        assert verdicts(results, name) == expected, name
-    assert verdicts(results, "naive") == {Verdict.OK}
-    assert len(results) == 3 * (1 + len(bad))
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        (STALE, {Verdict.INTEGRITY, Verdict.WRONG_NUMERICS}),
-        (LATER.format(then="k[0, 0, 0, 0] += 1"), {Verdict.INTEGRITY, Verdict.NON_DETERMINISTIC}),
-        (LATER.format(then="out.zero_()"), {Verdict.INTEGRITY, Verdict.WRONG_NUMERICS}),
-        (LATER.format(then="import os; os.abort()"), {Verdict.CRASH}),
-    ],
-    ids=["stale results", "mutates later", "skips later", "dies while timed"],
-)
-def test_what_changes_once_it_is_timed_is_caught(tmp_path, tiny_tasks, write_candidate, source, expected):
-    folders = [write_candidate("turncoat", source), write_candidate("good")]
-    results = run_tiny(tmp_path, tiny_tasks, folders, baselines=("naive",))
-    assert Verdict.OK not in verdicts(results, "turncoat")
-    assert verdicts(results, "turncoat") <= expected
-    assert results_of(results, "turncoat")[0].verdict in (Verdict.INTEGRITY, Verdict.CRASH)
-    assert verdicts(results, "good") == {Verdict.OK}
-    assert len(results) == 9
-
-
-def test_a_hung_kernel_costs_its_limit_once(tmp_path, tiny_tasks, write_candidate):
-    results = run_tiny(
-        tmp_path, tiny_tasks, [write_candidate("hang", GOOD + "    while True: pass\n")], baselines=("naive",)
-    )
-    assert verdicts(results, "hang") == {Verdict.TIMEOUT}
-    assert verdicts(results, "naive") == {Verdict.OK}
-
-
-def test_the_death_of_the_library_worker_loses_nothing(tmp_path, tiny_tasks, write_candidate):
-    observer = Silent(at=2)
-    observer.act = lambda: os.kill(observer.bench.library_worker().pid, signal.SIGKILL)
-    results = run_tiny(tmp_path, tiny_tasks, [write_candidate("good")], observer)
-    assert len(results) == 9
-    assert len({r.id for r in results}) == 9
-    assert verdicts(results, "good") == {Verdict.OK}
-
-
-def test_a_resumed_run_does_nothing_twice(tmp_path, tiny_tasks, write_candidate):
-    folders = [write_candidate("good")]
-    first = run_tiny(tmp_path, tiny_tasks, folders, baselines=("naive",))
-    file = tmp_path / "run" / "results.jsonl"
+    file = ground.run_path / "results.jsonl"
     kept = file.read_bytes().splitlines(keepends=True)[:-1]
     file.write_bytes(b"".join(kept))
     observer = Silent()
-    again = run_tiny(tmp_path, tiny_tasks, folders, observer, baselines=("naive",))
-    assert observer.seen == 1
-    assert {r.id for r in again} == {r.id for r in first}
+    again = ground.run(folders, observer, BOTH)
+    assert observer.seen == ground.summary.results == 1  # what was lost, and nothing else
+    assert {r.id for r in again} == {r.id for r in results}
     assert file.read_bytes().splitlines(keepends=True)[:-1] == kept
 
 
-def test_triton_on_a_cpu_is_proven_and_never_timed(tmp_path, tiny_tasks):
-    example = Path(__file__).parents[1] / "examples" / "candidates" / "triton_flash"
-    folder = tmp_path / "tri"
-    folder.mkdir()
-    for source in example.glob("*.py"):
-        (folder / source.name).write_bytes(source.read_bytes())
-    (folder / "candidate.toml").write_text('task = "tiny"\nbackend = "triton"\nentry = "causal.py"\n')
-    results = run_tiny(tmp_path, tiny_tasks, [folder], baselines=("naive",))
-    mine = [r for r in results if r.candidate.name == "tri"]
-    assert {r.verdict for r in mine} == {Verdict.PROVEN}
-    assert all(r.measurement is None for r in mine)
+LATER = GOOD.replace("import torch\n", "import torch\nCOUNT = [0]\n") + (
+    "    COUNT[0] += 1\n    if COUNT[0] > 40:\n        {then}\n"
+)
+STALE = GOOD.replace("def attention(", "def compute(") + (
+    "\n\nCACHE, COUNT = {}, [0]\n\n"
+    "def attention(q, k, v, out, *, scale):\n"
+    "    COUNT[0] += 1\n"
+    "    key = (q.data_ptr(), out.data_ptr(), tuple(q.shape))\n"
+    "    if key in CACHE and COUNT[0] > 40:\n"
+    "        out.copy_(CACHE[key])\n"
+    "        return\n"
+    "    compute(q, k, v, out, scale=scale)\n"
+    "    CACHE[key] = out.clone()\n"
+)
+CLAIM = "    from harness.worker.protocol import RequestFailed\n    raise RequestFailed({})\n"
+# The worker's own code, as a candidate finds it in its process: what it answers is a claim.
+LIE = GOOD + "\nimport os, struct\nimport __main__ as worker\nHANDLERS, SEND = worker.HANDLERS, worker.send\n"
+
+
+def lie(op: str, answer: str) -> str:
+    return LIE + f"HANDLERS['{op}'] = lambda state, args, fds: {answer}\n"
+
+
+def send(code: str) -> str:
+    return LIE + f"worker.send = lambda sock, message: {code}\n"
+
+
+CHEAT = Verdict.INTEGRITY
+BAD = {
+    "no_python": ("def attention(:\n", Verdict.BUILD_ERROR, "SyntaxError"),
+    "no_function": ("x = 1\n", Verdict.BUILD_ERROR, "defines no function"),
+    "raises_the_unspeakable": (GOOD + "    raise ValueError('a \\udc80')\n", Verdict.CRASH, r"a \?"),
+    "excuses_itself": (GOOD + CLAIM.format("'cannot_run', 'not for me'"), Verdict.CRASH, "not for me"),
+    # not when timed
+    "stale_results": (STALE, CHEAT, "wrong while timed"),
+    "changes_inputs_later": (LATER.format(then="k[0, 0, 0, 0] += 1"), CHEAT, "while timed"),
+    "skips_later": (LATER.format(then="out.zero_()"), CHEAT, "wrong while timed"),
+    "dies_later": (LATER.format(then="import os; os.abort()"), Verdict.CRASH, "SIGABRT"),
+    "oversteps_later": (
+        LATER.format(then="import ctypes; ctypes.memset(out.data_ptr() + out.numel() * 4, 0, 4)"),
+        Verdict.OUT_OF_BOUNDS,
+        "while timed",
+    ),
+    # the worker's word
+    "claims_a_nanosecond": (
+        LIE + "BLOCK = HANDLERS['block']\nHANDLERS['block'] = lambda s, a, f: "
+        "{'samples_ms': [2e-6 for _ in BLOCK(s, a, f)['samples_ms']]}\n",
+        CHEAT,
+        "the judge saw",
+    ),
+    "plans_forever": (lie("plan", "{'estimate_ms': float('inf')}"), Verdict.CRASH, "estimate"),
+    "has_odd_records": (
+        lie("start_records", "{'available': True}") + "HANDLERS['stop_records'] = lambda *_: {'blocks': [{}]}\n",
+        Verdict.CRASH,
+        "records",
+    ),
+    "fails_oddly": (
+        send("SEND(sock, {'nonce': message['nonce'], 'ok': False, 'error': {'kind': [], 'message': ''}})"),
+        Verdict.CRASH,
+        "neither a value nor an error",
+    ),
+    "answers_deeply": (
+        send("sock.sendall(struct.pack('>I', 200_000) + b'[' * 200_000)"),
+        Verdict.CRASH,
+        "not JSON",
+    ),
+}  # fmt: skip
+EXAMPLES = {"broken_crash": Verdict.CRASH, "broken_mask_edge": Verdict.WRONG_NUMERICS}
+SOUND = 3
+
+
+@pytest.fixture(scope="module")
+def bad_run(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    """All the bad kernels in one run, and sound ones among them."""
+    ground = Ground(tmp_path_factory.mktemp("bad"))
+    folders = [ground.example(name, "torch") for name in EXAMPLES]
+    folders += [ground.candidate(name, source) for name, (source, _, _) in BAD.items()]
+    for n in range(SOUND):
+        folders.insert(6 * n + 2, ground.candidate(f"sound{n}"))
+    return ground.run(folders)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_kernel_gets_its_verdict(bad_run, name):
+    _, verdict, reason = BAD[name]
+    (result,) = of(bad_run, name)
+    assert result.verdict is verdict, result.reason
+    assert re.search(reason, result.reason)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_shipped_kernel_that_is_broken_on_purpose_is(bad_run, name):
+    assert verdicts(bad_run, name) == {EXAMPLES[name]}
+
+
+def test_sound_kernels_do_not_suffer_from_bad_ones_beside_them(bad_run):
+    for name in ["naive", *(f"sound{n}" for n in range(SOUND))]:
+        (result,) = of(bad_run, name)
+        assert result.verdict is Verdict.OK, (name, result.reason)
+    assert len(bad_run) == len({r.id for r in bad_run}) == 1 + len(EXAMPLES) + len(BAD) + SOUND
+
+
+def test_a_hung_kernel_costs_its_limit_once(tmp_path):
+    ground = Ground(tmp_path, (64, 96, 128))
+    results = ground.run([ground.example("broken_hang", "torch")], limits={"first_call_s": 2, "call_s": 10})
+    assert verdicts(results, "broken_hang") == {Verdict.TIMEOUT}
+    assert verdicts(results, "naive") == {Verdict.OK}
+    assert 2 < ground.summary.stages_s["verify"] < 4
+
+
+def test_triton_on_a_cpu_is_proven_and_never_timed(tmp_path):
+    ground = Ground(tmp_path)
+    results = ground.run([ground.example("triton_flash", "triton", "causal.py")])
+    (mine,) = of(results, "triton_flash")
+    assert mine.verdict is Verdict.PROVEN, mine.reason
+    assert mine.measurement is None
+    assert mine.verification is not None
+    assert not any(c.timed for c in mine.verification.checks)
+    assert "interpreter" in mine.reason

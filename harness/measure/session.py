@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from harness.measure.claims import claimed_record, claimed_times
 from harness.measure.statistics import Interval, bootstrap_median, paired_ratios, precise_enough, quantiles
 from harness.measure.telemetry import TelemetrySource
 from harness.records import Block, KernelRecord, Ratio, Summary, Telemetry
@@ -117,12 +118,12 @@ class Session:
         self.stopped: Literal["precise", "time_cap", "rounds_cap"] = "rounds_cap"
 
     def sample(self, share: float) -> None:
-        """Rounds until precise, or until `share` of the time cap is used; kernel records throughout."""
+        """Rounds until precise, or until `share` of time or rounds is used; kernel records throughout."""
         self.visited = {c.name: set() for c in self.order}
         recording = self._start_records()
         logs: dict[int, list[tuple[str, int]]] = {id(w): [] for w in recording}
         self.stopped = "rounds_cap"
-        while self._round < self.policy.max_rounds:
+        while self._round < self.policy.max_rounds * share:  # so that a later phase has some too
             self._one_round(logs)
             if self._round >= self.policy.min_rounds * share and self._precise():
                 self.stopped = "precise"
@@ -197,18 +198,29 @@ class Session:
         return list(seen.values())
 
     def _start_records(self) -> list[Worker]:
-        return [w for w in self._workers() if w.ask("start_records", limit_s=60.0).get("available") is True]
+        return [w for w in self._workers() if self._ask(w, "start_records").get("available") is True]
 
     def _stop_records(self, workers: list[Worker], logs: dict[int, list[tuple[str, int]]]) -> None:
         kernels = {c.name: c.kernel for c in self.order}
         for worker in workers:
-            answer = worker.ask("stop_records", limit_s=60.0)
-            for (name, index), told in zip(logs[id(worker)], answer.get("blocks") or [], strict=False):
+            blocks = self._ask(worker, "stop_records").get("blocks")
+            told = blocks if isinstance(blocks, list) else []
+            for (name, index), block in zip(logs[id(worker)], told, strict=False):
                 track = self.tracks[name]
-                spans = told["spans_ms"]
-                if told["kernel"] == kernels[name] and len(spans) == track.blocks[index].iterations:
-                    track.spans[index] = claimed_times(told, "spans_ms", len(spans))
-                    track.kernels[index] = [(str(k), float(n), float(ms)) for k, n, ms in told["kernels"]]
+                try:
+                    record = claimed_record(block)
+                except WorkerDied as error:
+                    raise ContenderFailed(name, error) from error
+                if record.kernel == kernels[name] and len(record.spans_ms) == track.blocks[index].iterations:
+                    track.spans[index], track.kernels[index] = record.spans_ms, record.kernels
+
+    def _ask(self, worker: Worker, op: str) -> dict[str, Any]:
+        """For all contenders of a worker at once; where it fails, the first of them is named."""
+        try:
+            return worker.ask(op, limit_s=60.0)
+        except WorkerError as error:
+            name = next(c.name for c in self.order if c.worker is worker)
+            raise ContenderFailed(name, error) from error
 
     def abandon(self) -> None:
         """After ContenderFailed: end recording in the workers that still live."""
@@ -270,17 +282,6 @@ class Session:
             blocks=tuple(track.blocks),
             kernels=_kernels(track.kernels),
         )
-
-
-def claimed_times(answer: dict[str, Any], key: str, count: int) -> list[float]:
-    """The worker's samples, if they are `count` positive finite numbers; else WorkerDied."""
-    try:
-        samples = [float(x) for x in answer[key]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorkerDied(f"the worker's {key} are not times") from error
-    if len(samples) != count or not all(0 < x < 1e9 for x in samples):
-        raise WorkerDied(f"the worker's {key} are not {count} times")
-    return samples
 
 
 def judge_slope_ms(

@@ -236,11 +236,10 @@ def rejection_of(
             Verdict.TIMEOUT, "no answer within the time limit; the worker was killed", verification
         )
     if isinstance(error, RequestFailed):
-        verdict = {
-            "build": Verdict.BUILD_ERROR,
-            "cannot_run": Verdict.SKIPPED,
-            "protocol": Verdict.INFRA,
-        }.get(error.kind, Verdict.CRASH)
+        verdict = Verdict.BUILD_ERROR if error.kind == "build" else Verdict.CRASH
+        if trusted:  # a candidate that says so is not let off: it would leave every rate
+            excused = {"cannot_run": Verdict.SKIPPED, "protocol": Verdict.INFRA}
+            verdict = excused.get(error.kind, verdict)
         return Rejected(verdict, _first_lines(error.message), verification)
     if isinstance(error, WorkerDied):
         return Rejected(Verdict.CRASH, _first_lines(str(error)), verification)
@@ -248,5 +247,5 @@ def rejection_of(
 
 
 def _first_lines(text: str, limit: int = 600) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.split()) or "it gave no reason"
     return text if len(text) <= limit else text[: limit - 3] + "..."

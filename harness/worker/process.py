@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.worker.image import Image
-from harness.worker.protocol import RequestFailed, WorkerDied, WorkerError, WorkerTimeout, receive, send
+from harness.worker.protocol import (
+    ERROR_KINDS,
+    RequestFailed,
+    WorkerDied,
+    WorkerError,
+    WorkerTimeout,
+    receive,
+    send,
+)
 
 START_LIMIT_S = 120.0
 LOG_TAIL = 4000
@@ -154,13 +162,11 @@ class Worker:
             raise WorkerDied("the worker answered a request that was not asked")
         if message.get("ok") is True and isinstance(message.get("value"), dict):
             return dict(message["value"])
-        try:
-            error_ = message["error"]
-            failed = RequestFailed(error_["kind"], str(error_["message"]), str(error_.get("trace", "")))
-        except (KeyError, TypeError) as error:
+        told = message.get("error")
+        if not isinstance(told, dict) or told.get("kind") not in ERROR_KINDS:
             self.kill()
-            raise WorkerDied("the worker's answer is neither a value nor an error") from error
-        raise failed
+            raise WorkerDied("the worker's answer is neither a value nor an error")
+        raise RequestFailed(told["kind"], _storable(told.get("message")), _storable(told.get("trace", "")))
 
     def _account(self, what: str) -> str:
         """`what`, with how the process ended and the end of what it printed."""
@@ -211,6 +217,11 @@ class Worker:
     def _signal(self, which: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, which)
+
+
+def _storable(told: object) -> str:
+    """Text that UTF-8 can hold: what a worker says may carry lone surrogates."""
+    return str(told).encode("utf-8", "replace").decode("utf-8")
 
 
 class WorkerPool:

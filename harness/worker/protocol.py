@@ -13,13 +13,14 @@ import struct
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 MAX_MESSAGE = 64 << 20
 GUARD_BYTES = 4096  # of NaN on each side of every tensor: over-reads poison, over-writes are seen
 ALIGN = 4096
 
 ErrorKind = Literal["build", "cannot_run", "candidate", "out_of_memory", "device", "protocol"]
+ERROR_KINDS: tuple[ErrorKind, ...] = get_args(ErrorKind)
 
 
 class WorkerError(Exception):
@@ -128,7 +129,7 @@ def receive(
         raise WorkerDied(f"message of {size} bytes refused (limit {MAX_MESSAGE})")
     try:
         message = json.loads(_read(sock, size, deadline, None))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise WorkerDied(f"the answer is not JSON: {error}") from error
     if not isinstance(message, dict):
         raise WorkerDied("the answer is not an object")

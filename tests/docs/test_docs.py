@@ -1,88 +1,212 @@
-"""The documentation keeps its word: links lead somewhere, commands exist, examples run."""
+"""The documentation keeps its word: links lead somewhere, commands parse, constants are the code's."""
 
+from __future__ import annotations
+
+import ast
+import importlib
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from typer.testing import CliRunner
+import typer.main
 
-from harness.build.manifest import read_candidate
 from harness.cli import app
 from harness.experiment import Experiment, experiment_of
-from harness.measure.session import Policy
-from harness.measure.timing import FLUSH_FACTOR
+from harness.records import _LAST_STAGE, Stage, Verdict
 from harness.verify.exam import Limits
-from tasks import find
-from tasks.oracle import expected
+from tests.docs.pages import PAGES, ROOT, blocks, plain, rows, text_of
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+page_by_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+def slug(heading: str) -> str:
+    """The anchor that Markdown gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+@page_by_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]+))?\)", page.read_text()):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name}: {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_commands_and_their_options_exist(page):
-    for line in re.findall(r"(?:^    |`)attnbench ([^`\n#]+)", page.read_text(), re.MULTILINE):
-        words = line.split()
-        found = CliRunner(env={"COLUMNS": "300"}).invoke(app, [words[0], "--help"])
-        assert found.exit_code == 0, line
-        for option in (w for w in words[1:] if w.startswith("--") and w != "--help"):
-            assert option in found.output, line
+@page_by_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(
+        r"`((?:harness|tasks|baselines|reports|tests|examples|docs)/[\w./-]*)`", page.read_text()
+    ):
+        assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
-def test_the_new_task_of_the_page_works(tmp_path):
-    (source,) = blocks("docs/tasks.md", "python")
-    (tmp_path / "dilated.py").write_text(source)
-    task = find("dilated", tmp_path)
-    w = task.workloads["smoke"][0].with_(seq_q=9, seq_k=13)
-    i, j = torch.arange(9)[:, None], torch.arange(13)[None, :]
-    assert int(task.mask(i, j, w).sum()) == task.visible_pairs(w)
-    inputs = {t.name: torch.randn(t.shape(w)) for t in task.inputs}
-    assert not expected(task, w, inputs)["out"].isnan().any()
+def commands(page: Path) -> list[str]:
+    """What stands after `attnbench` in indented, fenced and inline code, placeholders and all."""
+    text = page.read_text()
+    found = re.findall(r"^(?: {4}|)(?:attnbench|python3 -m harness\.cli) ([^\n#]+)", text, re.MULTILINE)
+    found += re.findall(r"`attnbench ([^`\n]+)`", text)
+    sessions = re.findall(r"nox -s eval-(\w+) -- (-[^`\n#]+)", text)
+    return [*found, *(f"eval {target} {options}" for target, options in sessions)]
 
 
-def test_the_kernel_of_the_page_is_right(tmp_path):
-    (toml,), (source,) = blocks("docs/write-a-kernel.md", "toml"), blocks("docs/write-a-kernel.md", "python")
-    (tmp_path / "candidate.toml").write_text(toml)
-    for name in ("full.py", "causal.py"):
-        (tmp_path / name).write_text(source)
-    assert read_candidate(tmp_path).tasks == ("mha", "mha_causal")
-    task = find("mha")
-    w = task.workloads["smoke"][0].with_(seq_q=32, seq_k=32)
-    inputs = {t.name: torch.randn(t.shape(w)) for t in task.inputs}
-    out = torch.empty(task.outputs[0].shape(w))
-    scope: dict = {}
-    exec(source, scope)
-    scope["attention"](*inputs.values(), out, **task.scalars(w))
-    torch.testing.assert_close(out.double(), expected(task, w, inputs)["out"], atol=1e-5, rtol=1e-4)
+def parse(words: list[str]) -> None:
+    """By the real command line, without running anything; raises what a user would see."""
+    command: Any = typer.main.get_command(app)
+    while True:
+        with command.make_context(command.name, list(words)) as context:
+            rest = [*context._protected_args, *context.args]
+            if not hasattr(command, "resolve_command") or not rest:
+                return
+            _, command, words = command.resolve_command(context, rest)
 
 
-def test_the_experiment_of_the_page_shows_the_defaults():
+@page_by_page
+def test_commands_parse(page: Path) -> None:
+    for line in commands(page):
+        words = [w for w in line.split() if w != "..."]
+        if "--help" in words:
+            words.remove("--help")
+        if words[-1].startswith("--") and words[-1] != "--resume":
+            continue  # an option in prose, without its value
+        try:
+            parse(words)
+        except Exception as error:
+            pytest.fail(f"{page.name}: attnbench {line}: {type(error).__name__}: {error}")
+
+
+def test_a_wrong_option_would_be_noticed() -> None:
+    for line in ("eval cpu --candidate x", "tasks shwo mha", "evil", "eval cpu --time-cap soon"):
+        with pytest.raises(Exception, match=r"(?i)no such|invalid|a valid"):
+            parse(line.split())
+
+
+@page_by_page
+def test_sessions_of_nox_exist(page: Path) -> None:
+    source = (ROOT / "noxfile.py").read_text()
+    gpus = next(
+        ast.literal_eval(n.value)
+        for n in ast.parse(source).body
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "GPUS"
+    )
+    known = {f"eval-{target}" for target in gpus} | {"eval-cpu"}
+    known |= set(re.findall(r"@nox\.session\ndef (\w+)", source))
+    for name in re.findall(r"nox -s ([\w-]+)", page.read_text()):
+        assert name in known, name
+
+
+def test_the_experiment_of_the_page_shows_the_defaults() -> None:
     data = tomllib.loads(blocks("docs/run-and-report.md", "toml")[0])
     shown = experiment_of(data, "page")
-    plain = Experiment(target="cpu", tasks=("mha_causal",))
-    assert shown.limits == plain.limits
-    assert shown.sampling == plain.sampling
-    assert shown.group == plain.group
+    default = Experiment(target="cpu", tasks=("mha_causal",))
+    assert shown.limits == default.limits
+    assert shown.sampling == default.sampling
+    assert shown.group == default.group
+    assert shown.request_limits == Limits()
 
 
-def test_the_constants_of_the_protocol_are_the_codes():
-    text = " ".join((ROOT / "docs/protocol.md").read_text().split())
-    policy = Policy()
-    assert f"writes {FLUSH_FACTOR} times the L2" in text
-    assert f"{policy.near_rounds} rounds within {policy.near} times" in text
-    assert f"{policy.screen_rounds} up to {policy.far:g} times, {policy.far_rounds} beyond" in text
-    assert f"within {policy.half_width:.1%}".replace(".2%", ".2 %") in text
-    assert f"at least {policy.min_rounds} rounds" in text
-    assert Limits().call_s == 30
+def test_every_verdict_is_explained_with_its_last_stage() -> None:
+    shown = {Verdict(plain(v)): Stage(stage) for v, stage, _ in rows("docs/protocol.md", "verdict")}
+    assert shown == dict(_LAST_STAGE)
+
+
+def resolved(path: str) -> Any:
+    """What a dotted path in the page names: an attribute of a module, or of something in it."""
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[cut:]:
+            found = getattr(found, name)
+        return found
+    raise AssertionError(f"no module of {path}")
+
+
+def test_the_table_of_constants_is_the_codes() -> None:
+    table = rows("docs/protocol.md", "constant")
+    assert len(table) > 15
+    for path, value, reason in table:
+        assert resolved(plain(path)) == float(value), path
+        assert reason, path
+
+
+def test_the_constants_in_the_protocols_prose_are_the_codes() -> None:
+    from harness.bench import CONTENTS
+    from harness.entrants import INTERPRETER_RECIPES, INTERPRETER_SCORES
+    from harness.measure import timing
+    from harness.measure.session import Policy, slope_contradicts
+    from harness.measure.statistics import FEWEST_FOR_BOOTSTRAP, SINGLE_PAIR_HALF_WIDTH
+    from harness.race import SECOND_LOOKS
+    from harness.targets import TARGETS
+    from harness.verify.tolerance import COSINE_ALLOWED, TILE_ROWS
+    from harness.worker.protocol import GUARD_BYTES
+    from harness.worker.slots import POISON
+    from tasks import find
+
+    text, policy = text_of("docs/protocol.md"), Policy()
+    cpu = experiment_of(tomllib.loads((ROOT / "harness/experiments/cpu.toml").read_text()), "cpu")
+    slow = [f"`{t.name}`" for t in TARGETS.values() if t.reference == "float32"]
+    said = [
+        f"guards of {GUARD_BYTES} bytes",
+        f"bytes are 0x{POISON:X}",
+        f"at most {INTERPRETER_SCORES:_} scores".replace("_", " "),
+        "the recipes `{}`, `{}` and `{}`".format(*INTERPRETER_RECIPES),
+        f"slow ({', '.join(slow)})",
+        f"which is {TILE_ROWS} queries",
+        f"{COSINE_ALLOWED['fp16']:.0e} for fp16 and bf16, {COSINE_ALLOWED['fp32']:.0e} for fp32, "
+        f"{COSINE_ALLOWED['fp64']:.0e} for fp64".replace("e-0", "e-"),
+        f"| `r` | {find('mha').tolerance_factor:g}; {find('softcap').tolerance_factor:g} in `softcap` |",
+        f"a fill of {timing.FLUSH_FACTOR} times the L2",
+        f"a fill of {timing.CPU_FLUSH_BYTES >> 20} MiB",
+        f"longer than {timing.GRAPH_LIMIT_MS:g} ms",
+        f"3 to {policy.latency_calls} calls",
+        f"about {policy.block_ms:g} ms, with {policy.min_iterations} to {policy.max_iterations} iterations",
+        f"at most {policy.max_rounds} |",
+        f"within {policy.near:g} times the anchor's time | {policy.near_rounds} |",
+        f"within {policy.far:g} times | {policy.screen_rounds} |",
+        f"beyond that | {policy.far_rounds} | 1 |",
+        f"within {policy.half_width * 100:g} % for every candidate and for the duplicate, "
+        f"after at least {policy.min_rounds} rounds",
+        f"{policy.time_cap_s:g} s of sampling",
+        f"`rounds_cap`: {policy.max_rounds} rounds",
+        f"looks up to {SECOND_LOOKS} times again",
+        f"{FEWEST_FOR_BOOTSTRAP} rounds or more",
+        f"times or over {1 + SINGLE_PAIR_HALF_WIDTH:g}",
+        f"at most {cpu.policy.max_iterations} iterations",
+        f"asks for {cpu.policy.half_width * 100:g} %",
+        "up to four candidates",
+        "two that are timed, one adversarial",
+    ]
+    missing = [phrase for phrase in said if phrase not in text]
+    assert not missing, missing
+    assert (Experiment(target="cpu", tasks=("mha",)).group, CONTENTS) == (4, 3)
+    for captured, slack in ((True, 0.02), (False, 0.3)):  # 0.8 of the slope, less 0.02 or 0.3 ms
+        assert slope_contradicts(0.8 * 5 - slack - 0.001, 5.0, captured)
+        assert not slope_contradicts(0.8 * 5 - slack + 0.001, 5.0, captured)
+
+
+def test_the_slots_are_as_many_as_the_protocol_says() -> None:
+    from types import SimpleNamespace
+
+    from harness.bench import Bench
+    from harness.experiment import Cell
+    from harness.targets import find_target
+    from tasks import find
+
+    task = find("mha")
+    for target, most in (("h100", 16), ("cpu", 4)):
+        counts = {
+            Bench.slots(SimpleNamespace(target=find_target(target)), Cell(task, w))  # type: ignore[arg-type]
+            for name in ("smoke", "paper")
+            for w in task.workloads[name]
+        }
+        assert min(counts) == 2
+        assert max(counts) <= most
+    text = text_of("docs/protocol.md")
+    assert "exceed 5 times the L2, at least 2 and at most 16" in text
+    assert "2 to 4 slots" in text

@@ -42,6 +42,42 @@ def test_records_and_events_agree_and_iterations_are_told_apart(timed):
     assert not outs[0].isnan().any()
 
 
+@pytest.mark.parametrize("capture", [True, False])
+def test_every_kernel_of_a_call_is_in_its_iteration(capture):
+    x = torch.randn(1 << 22, device="cuda")
+    y = torch.empty_like(x)
+
+    def call(slot):
+        torch.mul(x, 2.0, out=y)
+        torch.sin(y, out=y)
+        torch.cumsum(y, 0, out=y)
+
+    timed = Timed(call, 1, capture)
+    clock = GpuClock(torch.device("cuda", 0))
+    clock.plan(timed)
+    assert timed.captured == capture
+    clock.start_records()
+    for start in range(3):  # blocks follow each other in the records
+        clock.block(timed, 4, start, lambda slot: None)
+    records = clock.stop_records()
+    assert len(records) == 12
+    names = {tuple(name for name, _ in record.kernels) for record in records}
+    assert len(names) == 1
+    assert len(names.pop()) >= 3
+    assert all(record.span_ms >= max(ms for _, ms in record.kernels) for record in records)
+
+
+def test_spinning_and_latency_leave_nothing_running(timed):
+    timed, outs = timed
+    clock = GpuClock(torch.device("cuda", 0))
+    clock.plan(timed)
+    clock.spin(timed, 50)
+    assert torch.cuda.current_stream().query()
+    assert len(clock.latency(timed, 3)) == 3
+    assert torch.cuda.current_stream().query()
+    assert not any(out.isnan().any() for out in outs)
+
+
 def test_what_cannot_be_captured_is_timed_on_the_stream():
     x = torch.randn(1024, 1024, device="cuda")
     timed = Timed(lambda slot: (x @ x).sum().item(), 1)

@@ -162,12 +162,18 @@ def test_untrusted_workers_are_stopped_while_another_is_timed():
         {"samples_ms": [-1.0] * 40},
         {"samples_ms": [1.0]},
         {"samples_ms": ["fast"] * 40},
+        {"samples_ms": [10**400] * 40},
+        {"samples_ms": [float("inf")] * 40},
+        {"samples_ms": [0.0] * 40},
+        {"samples_ms": [1e-7] * 40},
+        {"samples_ms": [1.0] * 41},
+        {"samples_ms": 7},
         {"samples_ms": None},
         {},
     ],
 )
 def test_times_that_are_none_fail_their_contender(nonsense):
-    world, session = race(TIMES)
+    world, session = race({**TIMES, "candidate": 0.01})  # so fast that a block is 40 iterations
     world.workers[1].break_with = nonsense
     with pytest.raises(ContenderFailed) as caught:
         session.sample(1.0)
@@ -185,34 +191,159 @@ def test_device_time_is_the_kernel_records_and_events_are_the_cross_check():
     assert [k.name for k in found.kernels] == ["kernel of candidate"]
 
 
-def test_records_that_do_not_match_the_blocks_are_not_used():
+def with_records(change):
+    """A race whose candidate's kernel records `change` (a function of one block's record) spoils."""
     world, session = race(TIMES, records=True)
-    honest = FakeWorker.post
+    worker = world.workers[1]
+    honest = worker.post
 
-    def swapped(self, op, args):
-        nonce = honest(self, op, args)
-        self.recorded[-1]["spans_ms"] = [0.001]
+    def post(op, args):
+        nonce = honest(op, args)
+        worker.recorded[-1] = change(worker.recorded[-1])
         return nonce
 
-    world.workers[1].post = swapped.__get__(world.workers[1])
+    worker.post = post
+    return session
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: {**block, "spans_ms": [0.001]},
+        lambda block: {**block, "spans_ms": [*block["spans_ms"], 0.001]},
+        lambda block: {**block, "kernel": "anchor"},
+    ],
+    ids=["too few", "too many", "another's name"],
+)
+def test_records_that_do_not_match_the_blocks_are_not_used(change):
+    session = with_records(change)
     session.sample(1.0)
-    assert session.result("candidate").clock == "graph_events"
-    assert session.result("candidate").device_time.median_ms > 0.9
+    found = {name: session.result(name) for name in session.tracks}
+    assert {f.clock for f in found.values()} == {"graph_events"}  # one clock for all of them
+    assert found["candidate"].device_time.median_ms > 0.9
+    assert found["candidate"].kernels == ()
+    assert found["candidate"].graph_time is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: {},
+        lambda block: None,
+        lambda block: {**block, "spans_ms": None},
+        lambda block: {**block, "spans_ms": [-x for x in block["spans_ms"]]},
+        lambda block: {**block, "spans_ms": [1e-9 for _ in block["spans_ms"]]},
+        lambda block: {**block, "kernels": [["k", 1.0]]},
+        lambda block: {**block, "kernels": [["k", 1.0, float("nan")]]},
+        lambda block: {**block, "kernels": [["k", 10**400, 1.0]]},
+    ],
+)
+def test_records_that_are_none_fail_their_contender(change):
+    with pytest.raises(ContenderFailed) as caught:
+        with_records(change).sample(1.0)
+    assert caught.value.name == "candidate"
+    assert isinstance(caught.value.error, WorkerDied)
+
+
+@pytest.mark.parametrize("op", ["start_records", "stop_records"])
+def test_a_worker_that_fails_around_the_blocks_fails_its_contender(op):
+    world, session = race(TIMES, records=True)
+    honest = world.workers[1].ask
+
+    def ask(asked, args=None, **more):
+        if asked == op:
+            raise WorkerDied("gone")
+        return honest(asked, args, **more)
+
+    world.workers[1].ask = ask
+    with pytest.raises(ContenderFailed, match="candidate: gone"):
+        session.sample(1.0)
+    session.abandon()  # and that is the end of it
+
+
+def test_kernel_names_can_be_stored_whatever_they_are():
+    session = with_records(lambda block: {**block, "kernels": [["bad \udc80", 1.0, 1.0]]})
+    session.sample(1.0)
+    (kernel,) = session.result("candidate").kernels
+    assert kernel.model_dump_json()
+    assert kernel.name == "bad ?"
+
+
+def test_slots_rotate_over_blocks_and_the_visited_ones_are_known():
+    world, session = race({**TIMES, "slow": 30.0}, policy=Policy(max_rounds=2, time_cap_s=30))
+    starts = []
+    honest = world.workers[0].post
+
+    def post(op, args):
+        if args["kernel"] == "slow":
+            starts.append((args["start"], args["iterations"]))
+        return honest(op, args)
+
+    world.workers[0].post = post
+    session.sample(1.0)
+    assert starts == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert session.visited == {name: {0, 1} for name in session.tracks}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(half_width=1e-9, min_rounds=2, max_rounds=6, time_cap_s=30),
+        Policy(half_width=1e-9, time_cap_s=1e-6),
+        Policy(half_width=0.5, min_rounds=2, time_cap_s=30),
+    ],
+    ids=["rounds_cap", "time_cap", "precise"],
+)
+def test_every_phase_has_rounds_however_sampling_ends(request, policy):
+    _, session = race(TIMES, policy=policy)
+    session.sample(0.5)
+    first = len(session.rounds["candidate"])
+    assert session.visited["candidate"] == {0, 1}
+    session.sample(1.0)
+    assert len(session.rounds["candidate"]) > first > 0
+    assert session.visited["candidate"] == {0, 1}  # else nothing of this phase could be checked
+    assert session.stopped == request.node.callspec.id
+    assert len(session.rounds["candidate"]) <= policy.max_rounds
 
 
 def test_the_judges_clock_contradicts_a_claim_that_is_too_short():
     assert slope_contradicts(claimed_ms=0.5, slope_ms=1.0, captured=True)
     assert not slope_contradicts(claimed_ms=1.05, slope_ms=1.0, captured=True)
     assert not slope_contradicts(claimed_ms=0.002, slope_ms=0.02, captured=True)  # a launch
+    assert not slope_contradicts(claimed_ms=0.2, slope_ms=0.5, captured=False)  # of Python's
+    assert slope_contradicts(claimed_ms=0.2, slope_ms=0.5, captured=True)
+
+
+class Spinner:
+    """Takes `fixed_s` a request and `each_s` an iteration on its own clock; `late` delays single requests."""
+
+    def __init__(self, fixed_s, each_s, late=()):
+        self.now, self.fixed_s, self.each_s, self.late, self.asked = 0.0, fixed_s, each_s, list(late), []
+
+    def ask(self, op, args, *, limit_s):
+        assert op == "spin"
+        self.asked.append(args["iterations"])
+        self.now += self.fixed_s + self.each_s * args["iterations"] + (self.late.pop(0) if self.late else 0)
+        return {"samples_ms": "what it says is not asked"}
+
+    def slope(self, estimate_ms):
+        contender = Contender("c", self, "c", estimate_ms, True)
+        return judge_slope_ms(contender, 1.0, clock=lambda: self.now)
 
 
 def test_the_judges_slope_is_time_per_iteration_without_the_fixed_cost():
-    class Spinner:
-        now = 0.0
+    assert Spinner(0.5, 0.002).slope(2.0) == pytest.approx(2.0)
 
-        def ask(self, op, args, *, limit_s):
-            self.now += 0.5 + 0.002 * args["iterations"]
 
-    spinner = Spinner()
-    contender = Contender("c", spinner, "c", 2.0, True)
-    assert judge_slope_ms(contender, 1.0, clock=lambda: spinner.now) == pytest.approx(2.0)
+def test_one_late_answer_does_not_change_the_judges_slope():
+    for late in ((9, 9), (0, 9), (0, 0, 9), (0, 0, 0, 9), (0, 0, 0, 0, 9)):
+        assert Spinner(0.5, 0.002, late).slope(2.0) == pytest.approx(2.0)
+
+
+def test_the_judges_slope_takes_more_iterations_of_what_claims_to_be_fast():
+    fast, slow = Spinner(0.1, 1e-5), Spinner(0.1, 1.0)
+    fast.slope(0.01)
+    slow.slope(1000.0)
+    assert max(fast.asked) == 202
+    assert max(slow.asked) == 5
+    assert Spinner(0.1, 0.0).slope(1.0) == 0.0

@@ -1,19 +1,32 @@
-from harness.measure.timing import MARKER, CpuClock, Timed, iterations_of
+"""Kernel records become iterations, and a CPU's clock calls what it should when it should."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.measure.timing import CPU_ESTIMATE_MS, MARKER, CpuClock, IterationRecord, Timed, iterations_of
 
 FLUSH = f"void at::native::vectorized_elementwise_kernel<4, at::native::{MARKER}, ...>"
 
 
+def records(*iterations, markers=2):
+    """A block as the profiler tells it: markers, the kernels of an iteration, ..., one closing marker."""
+    kernels, now = [], 0
+    for iteration in iterations:
+        for _ in range(markers):
+            kernels.append((now, 50, FLUSH))
+            now += 60
+        for name, duration, gap in iteration:
+            kernels.append((now, duration, name))
+            now += duration + gap
+    return [*kernels, (now, 2, FLUSH)]
+
+
 def test_what_lies_between_markers_is_an_iteration():
-    kernels = []
-    for n in range(3):
-        t = 1000 * n
-        kernels += [(t, 50, FLUSH), (t + 60, 90, FLUSH)]
-        kernels += [(t + 200, 100, "scores"), (t + 350, 50, "values")]
-    kernels.append((5000, 2, FLUSH))
-    found = iterations_of(kernels)
+    found = iterations_of(records(*[[("scores", 100, 50), ("values", 50, 7)]] * 3))
     assert len(found) == 3
-    assert all(abs(f.span_ms - 200e-6) < 1e-12 for f in found)
-    assert [name for name, _ in found[0].kernels] == ["scores", "values"]
+    assert all(f.span_ms == pytest.approx(200e-6) for f in found)
+    assert found[0].kernels == (("scores", 100e-6), ("values", 50e-6))
 
 
 def test_overlapping_kernels_count_once_and_gaps_count():
@@ -21,16 +34,103 @@ def test_overlapping_kernels_count_once_and_gaps_count():
     assert iterations_of(kernels)[0].span_ms == 200e-6
 
 
+def test_a_kernel_that_outlasts_a_later_one_ends_the_span():
+    kernels = [(0, 5, FLUSH), (10, 500, "long"), (20, 30, "short"), (600, 5, FLUSH)]
+    assert iterations_of(kernels)[0].span_ms == 500e-6
+
+
 def test_an_iteration_without_an_end_is_not_reported():
     assert iterations_of([(0, 5, FLUSH), (10, 100, "a")]) == []
+
+
+def test_markers_alone_are_no_iteration_and_kernels_without_a_marker_neither():
     assert iterations_of([]) == []
+    assert iterations_of([(0, 5, FLUSH), (10, 5, FLUSH), (20, 5, FLUSH)]) == []
+    assert iterations_of([(0, 100, "a"), (200, 100, "b")]) == []
+
+
+def test_a_kernel_with_a_marker_of_its_own_gives_too_many_iterations_to_pass_for_a_block():
+    one = [("a", 10, 1), (FLUSH, 10, 1), ("b", 10, 1)]
+    assert len(iterations_of(records(one, one))) == 4
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 10**6), st.integers(0, 10**4)),
+            min_size=1,
+            max_size=5,
+        ),
+        max_size=20,
+    ),
+    st.integers(1, 4),
+)
+def test_blocks_come_apart_as_they_were_put_together(iterations, markers):
+    found = iterations_of(records(*iterations, markers=markers))
+    assert [[name for name, _ in f.kernels] for f in found] == [[n for n, _, _ in i] for i in iterations]
+    for record, iteration in zip(found, iterations, strict=True):
+        assert isinstance(record, IterationRecord)
+        busy = sum(duration for _, duration, _ in iteration)
+        gaps = sum(gap for _, _, gap in iteration[:-1])
+        assert record.span_ms == pytest.approx((busy + gaps) / 1e6)
+
+
+class Ticking:
+    """Time that passes only while the kernel runs: `cost_ms` for each call in turn, the last for good."""
+
+    def __init__(self, monkeypatch, *costs_ms):
+        self.now_ns, self.costs_ms, self.slots = 0, list(costs_ms), []
+        monkeypatch.setattr("harness.measure.timing.time.perf_counter_ns", lambda: self.now_ns)
+
+    def __call__(self, slot):
+        self.slots.append(slot)
+        cost = self.costs_ms.pop(0) if len(self.costs_ms) > 1 else self.costs_ms[0]
+        self.now_ns += int(cost * 1e6)
 
 
 def test_the_cpu_clock_rotates_slots_and_poisons_each_before_it_is_timed():
-    calls, poisoned = [], []
-    timed = Timed(calls.append, slots=3)
-    samples = CpuClock().block(timed, 5, start=2, poison=poisoned.append)
-    assert poisoned == [2, 0, 1, 2, 0]
-    assert calls[1:] == poisoned  # one untimed call first
+    log = []
+    timed = Timed(lambda slot: log.append(("call", slot)), slots=3)
+    samples = CpuClock().block(timed, 5, start=2, poison=lambda slot: log.append(("poison", slot)))
+    assert log[0] == ("call", 2)  # untimed: threads that slept wake up
+    assert log[1:] == [(what, slot) for slot in (2, 0, 1, 2, 0) for what in ("poison", "call")]
     assert len(samples) == 5
     assert all(s > 0 for s in samples)
+
+
+def test_neither_poison_nor_the_first_call_of_a_block_is_timed(monkeypatch):
+    kernel = Ticking(monkeypatch, 70.0, 2.0)
+
+    def poison(slot):
+        kernel.now_ns += 10**9
+
+    assert CpuClock().block(Timed(kernel, slots=2), 3, 0, poison) == [2.0, 2.0, 2.0]
+
+
+def test_caches_are_flushed_before_every_timed_call():
+    clock, seen = CpuClock(), []
+    clock._flush.fill_(-1.0)
+    timed = Timed(lambda slot: seen.append((clock._flush[0].item(), clock._flush[-1].item())), slots=1)
+    clock.block(timed, 3, 0, lambda slot: None)
+    assert seen[1:] == [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]
+
+
+def test_the_estimate_is_the_least_of_several_calls_after_a_first(monkeypatch):
+    kernel, timed = Ticking(monkeypatch, 900.0, 30.0, 20.0, 25.0), Timed(lambda slot: None, slots=2)
+    timed.call = kernel
+    CpuClock().plan(timed)
+    assert timed.estimate_ms == 30.0  # one call more: the first was slow
+    kernel = Ticking(monkeypatch, 40.0, 30.0, 20.0, 25.0)
+    timed.call = kernel
+    CpuClock().plan(timed)
+    assert timed.estimate_ms == 20.0
+    assert len(kernel.slots) <= 1 + CPU_ESTIMATE_MS / 20.0
+    assert not timed.captured
+
+
+def test_latency_and_spin_call_as_often_as_asked_on_rotating_slots(monkeypatch):
+    kernel = Ticking(monkeypatch, 1.0, 2.0, 3.0)
+    timed = Timed(kernel, slots=2)
+    assert CpuClock().latency(timed, 3) == [1.0, 2.0, 3.0]
+    CpuClock().spin(timed, 4)
+    assert kernel.slots == [0, 1, 0, 0, 1, 0, 1]

@@ -194,7 +194,10 @@ def test_a_baseline_without_memory_is_skipped_and_a_candidate_is_not():
     assert rejection_of(failed, trusted=True).verdict is Verdict.SKIPPED
     assert rejection_of(failed).verdict is Verdict.CRASH
     assert rejection_of(RequestFailed("build", "x")).verdict is Verdict.BUILD_ERROR
-    assert rejection_of(RequestFailed("cannot_run", "x")).verdict is Verdict.SKIPPED
+    assert rejection_of(RequestFailed("cannot_run", "x"), trusted=True).verdict is Verdict.SKIPPED
+    for excuse in ("cannot_run", "protocol"):  # else a failure would leave every rate
+        assert rejection_of(RequestFailed(excuse, "not my fault")).verdict is Verdict.CRASH
+    assert rejection_of(RequestFailed("candidate", " ")).reason  # a record must have one
 
 
 def group_alive(pid: int) -> bool:
