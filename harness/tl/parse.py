@@ -1,0 +1,170 @@
+"""Owns reading a text into a syntax tree, with every syntax error found and none guessed away."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from lark import Lark, UnexpectedInput
+from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
+
+from harness.tl.build import ALONE, INLINE, Builder
+from harness.tl.diagnostics import Finding, TLError, finding
+from harness.tl.syntax import Pos, Program
+
+_OPEN, _CLOSE = "([{", ")]}"
+_MOST_ERRORS = 20
+# Where `//` may divide outside brackets: the statements that hold index arithmetic.
+_ARITHMETIC = re.compile(r"\s*(let|grid|for|if)\b", re.IGNORECASE)
+_OPERAND = re.compile(r"\s*(\(|\d|\w+\s*($|[-+*/%),:<>=;#]|step\b))")
+_BLOCK_COLON = re.compile(r"^(\s*(?:for|if|else)\b[^\x01\x02]*?):(\s*(?:[\x01\x02].*)?)$", re.IGNORECASE)
+_KEYWORD = re.compile(
+    r"\s*(kernel|let|tile|grid|alloc(ate)?|copy|compute|reshape|for|if|else|end|schedule)\b", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A program's text with the positions of its lines."""
+
+    source: str
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, source: str) -> Text:
+        return cls(source, (0, *(m.end() for m in re.finditer("\n", source))))
+
+    def pos(self, offset: int) -> Pos:
+        line = bisect.bisect_right(self.starts, min(offset, len(self.source))) - 1
+        return Pos(line + 1, offset - self.starts[line] + 1)
+
+    def line(self, number: int) -> str:
+        lines = self.source.splitlines()
+        return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+def parse(source: str) -> Program:
+    """The syntax tree; raises TLError that holds a finding for every syntax error."""
+    program, findings = parse_leniently(source)
+    if findings:
+        raise TLError(findings)
+    return program
+
+
+def parse_leniently(source: str) -> tuple[Program, tuple[Finding, ...]]:
+    """The syntax tree of what could be read, and a finding for each line that could not."""
+    source = source.replace("\r\n", "\n").replace("\t", " ").rstrip() + "\n"
+    text = Text.of(source)
+    clean = _join_brackets(_mark_comments(text))
+    found: list[Finding] = []
+    for _ in range(_MOST_ERRORS):
+        try:
+            tree = _parser().parse(clean)
+            break
+        except UnexpectedInput as error:
+            clean = _without_error(text, clean, error, found)
+    else:
+        tree = _parser().parse("\n")
+    return Builder(text.pos).program(tree), tuple(found)
+
+
+@cache
+def _parser() -> Lark:
+    grammar = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
+    return Lark(grammar, parser="lalr", maybe_placeholders=False)
+
+
+def _mark_comments(text: Text) -> str:
+    """The text with every comment marked by a character that occurs nowhere else.
+
+    A comment between brackets that stay open over several lines has no place among the statements:
+    it becomes blanks.
+    """
+    lines, depth = [], 0
+    for line in text.source.split("\n"):
+        if _KEYWORD.match(line):
+            depth = 0  # a bracket left open ends with its statement
+        at, depth = _comment_start(line, depth)
+        if at is not None:
+            mark = INLINE if line[:at].strip() else ALONE
+            line = line[:at] + (" " * (len(line) - at) if depth else mark + line[at + 1 :])
+        line = _BLOCK_COLON.sub(lambda m: m[1] + " " + m[2], line)  # Python's habit
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _comment_start(line: str, depth: int) -> tuple[int | None, int]:
+    """Column of the comment, and how many brackets are open before it.
+
+    `//` divides inside brackets, and in index arithmetic where an operand follows.
+    """
+    arithmetic = _ARITHMETIC.match(line) is not None
+    for at, char in enumerate(line):
+        if char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth = max(0, depth - 1)
+        elif char == "#":
+            return at, depth
+        elif line.startswith("//", at) and not line.startswith("//", at - 1):
+            divides = bool(line[:at].strip()) and (
+                depth or (arithmetic and _OPERAND.match(line, at + 2) is not None)
+            )
+            if not divides:
+                return at, depth
+    return None, depth
+
+
+def _join_brackets(text: str) -> str:
+    """Line breaks inside brackets become spaces, unless the next line starts a statement of its own."""
+    out, depth = [], 0
+    for at, char in enumerate(text):
+        if char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth = max(0, depth - 1)
+        elif char == "\n" and depth:
+            if _KEYWORD.match(text, at + 1):
+                depth = 0
+            else:
+                char = " "
+        elif char == "\n":
+            depth = 0
+        out.append(char)
+    return "".join(out)
+
+
+def _without_error(text: Text, clean: str, error: UnexpectedInput, found: list[Finding]) -> str:
+    """The text with the offending line taken out or a missing `end` put in, and the finding noted."""
+    at = error.pos_in_stream if error.pos_in_stream is not None else len(clean)
+    if isinstance(error, UnexpectedEOF) or (isinstance(error, UnexpectedToken) and error.token.type == "$END"):
+        found.append(finding("TL002", text.pos(len(text.source.rstrip())), "a loop or a branch is still open"))
+        return clean + "end\n"
+    if isinstance(error, UnexpectedToken) and error.token.type == "_NL":
+        at = max(0, at)  # the token may span blank lines: its first character ends the line
+    start = clean.rfind("\n", 0, at) + 1
+    stop = clean.find("\n", at)
+    stop = len(clean) if stop < 0 else stop
+    line = clean[start:stop]
+    found.append(_syntax_finding(text, error, at, line))
+    opens = re.match(r"\s*(for|if)\b", line, re.IGNORECASE)
+    # what opened a block still opens one, so that its `end` is no second error
+    keep = "if 1" if opens else ""
+    return clean[:start] + keep.ljust(stop - start)[: max(stop - start, len(keep))] + clean[stop:]
+
+
+def _syntax_finding(text: Text, error: UnexpectedInput, at: int, line: str) -> Finding:
+    pos = text.pos(at)
+    word = re.match(r"\s*([A-Za-z_]+)", line)
+    if word and re.match(r"(end|else)", word[1], re.IGNORECASE):
+        return finding("TL003", pos, f"`{word[1]}` closes nothing")
+    if word and not _KEYWORD.match(line):
+        return finding("TL001", pos, f"`{word[1]}` starts no statement")
+    if isinstance(error, UnexpectedCharacters):
+        return finding("TL001", pos, f"{error.char!r} is unexpected here")
+    token = getattr(error, "token", None)
+    shown = "the end of the line" if token is None or token.type == "_NL" else f"`{token}`"
+    return finding("TL001", pos, f"{shown} is unexpected here")
