@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,17 @@ _LEVELS = {"g": Level.GLOBAL, "s": Level.SHARED, "r": Level.REGISTER}
 _COMPARISONS = {"≤": "<=", "≥": ">=", "≠": "!="}
 # What parse.py puts in place of `#` or `//`: a comment after a statement, and one on a line of its own.
 INLINE, ALONE = "\x02", "\x01"
+# Deeper than any program needs, and shallow enough for everything that walks the tree recursively.
+_DEEPEST = 60
+_MOST_DIGITS = 18
+
+
+class Unreadable(Exception):
+    """What the grammar accepts and no program can mean."""
+
+    def __init__(self, pos: Pos, message: str) -> None:
+        super().__init__(message)
+        self.pos, self.message = pos, message
 
 
 class Builder:
@@ -22,6 +34,7 @@ class Builder:
 
     def __init__(self, pos: Callable[[int], Pos]) -> None:
         self._pos_of = pos
+        self._depth = 0
 
     def program(self, tree: Tree[Token]) -> s.Program:
         kernels: list[s.Kernel] = []
@@ -56,7 +69,16 @@ class Builder:
     def statement(self, node: Tree[Token]) -> Statement:
         """The statement; its first token is its keyword."""
         method: Callable[[list[Any]], Statement] = getattr(self, f"_{node.data}")
-        return replace(method(node.children[1:]), pos=self._at(node))
+        pos = self._at(node)
+        self._descend(pos)
+        out = replace(method(node.children[1:]), pos=pos)
+        self._depth -= 1
+        return out
+
+    def _descend(self, pos: Pos) -> None:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise Unreadable(pos, f"more than {_DEEPEST} levels of nesting")
 
     # --- statements ---
 
@@ -70,7 +92,10 @@ class Builder:
     def _tile(self, parts: list[Any]) -> Statement:
         def parameter(part: Any) -> tuple[str, tuple[int, ...]]:
             name, *choices = part.children
-            return str(name), tuple(int(float(c)) for c in choices)
+            for choice in choices:
+                if not choice.isdigit():
+                    raise Unreadable(self._at(choice), f"`{choice}` is no whole number")
+            return str(name), tuple(int(self._number(c)) for c in choices)
 
         return s.Tile(tuple(parameter(part) for part in parts))
 
@@ -152,7 +177,7 @@ class Builder:
         start, stop, step = self._bounds(bounds)
         return s.For(str(var), start, stop, self._body(header, body), step)
 
-    def _bounds(self, node: Tree[Token]) -> tuple[Expr, Expr, Expr | None]:
+    def _bounds(self, node: Any) -> tuple[Expr, Expr, Expr | None]:
         parts = list(node.children)
         step = self.expr(parts.pop().children[0]) if parts[-1].data == "step" else None
         ends = [self.expr(part) for part in parts]
@@ -174,8 +199,9 @@ class Builder:
     def _schedule(self, parts: list[Any]) -> Statement:
         def item(part: Any) -> tuple[str, tuple[int | str, ...]]:
             key, *values = part.children
-            words = [v.children[0] if isinstance(v, Tree) else v for v in values]
-            return str(key).lower(), tuple(_choice(w) for w in words) or ("true",)
+            words: list[Any] = [v.children[0] if isinstance(v, Tree) else v for v in values]
+            choices = (int(self._number(w)) if w.isdigit() else str(w).lower() for w in words)
+            return str(key).lower(), tuple(choices) or ("true",)
 
         return s.Schedule(tuple(item(part) for part in parts))
 
@@ -186,10 +212,15 @@ class Builder:
 
     def expr(self, node: Any) -> Expr:
         pos = self._at(node)
-        c = node.children
+        self._descend(pos)
+        out = self._expr(node, node.children, pos)
+        self._depth -= 1
+        return out
+
+    def _expr(self, node: Any, c: list[Any], pos: Pos) -> Expr:
         match node.data:
             case "number":
-                return s.Num(_number(c[0]), pos=pos)
+                return s.Num(self._number(c[0]), pos=pos)
             case "name":
                 return s.Name(str(c[0]), pos=pos)
             case "sign":
@@ -218,7 +249,13 @@ class Builder:
         if node.data != "slice_":
             return self.expr(node)
         ends: dict[str, Expr] = {str(part.data): self.expr(part.children[0]) for part in node.children}
-        return s.Slice(ends.get("slice_start"), ends.get("slice_stop"), pos=self._at(node))
+        pos = self._at(node) if ends else s.NOWHERE  # a bare `:` leaves nothing in lark's tree
+        return s.Slice(ends.get("slice_start"), ends.get("slice_stop"), pos=pos)
+
+    def _number(self, token: Any) -> int | float:
+        if math.isinf(float(token)) or (token.isdigit() and len(token) > _MOST_DIGITS):
+            raise Unreadable(self._at(token), "the number is too large")
+        return int(token) if token.isdigit() else float(token)
 
 
 def _trees(node: Any) -> list[Tree[Token]]:
@@ -227,11 +264,3 @@ def _trees(node: Any) -> list[Tree[Token]]:
 
 def _level(token: Any) -> Level:
     return _LEVELS[str(token)[0].lower()]
-
-
-def _number(token: Token) -> int | float:
-    return int(token) if token.isdigit() else float(token)
-
-
-def _choice(token: Token) -> int | str:
-    return int(token) if token.isdigit() else str(token).lower()

@@ -1,8 +1,9 @@
-"""Owns the canonical text of a syntax tree: `parse(format(p)) == p`, and formatting it again changes nothing."""
+"""Owns the canonical text of a tree: `parse(format(p)) == p`, and formatting it again changes nothing."""
 
 from __future__ import annotations
 
 from harness.tl import syntax as s
+from harness.tl.parse import comment_start
 from harness.tl.syntax import Expr, Statement
 
 _BINDING = {"or": 1, "and": 2, "not": 3, "cmp": 4, "+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "@": 6}
@@ -25,11 +26,11 @@ def format_statement(statement: Statement) -> str:
         case s.Comment(text=text):
             return f"# {text}".rstrip()
         case s.Let(name=name, value=value):
-            return f"Let {name} = {format_expr(value)}"
+            return f"Let {name} = {_open(value, 'let')}"
         case s.Tile(parameters=parameters):
             return "Tile " + ", ".join(_parameter(*p) for p in parameters)
         case s.Grid(axes=axes):
-            return "Grid " + ", ".join(f"{name} = {format_expr(e)}" for name, e in axes)
+            return "Grid " + ", ".join(f"{name} = {_open(e, 'grid')}" for name, e in axes)
         case s.Allocate():
             return _allocate(statement)
         case s.Copy():
@@ -37,14 +38,14 @@ def format_statement(statement: Statement) -> str:
         case s.Compute():
             return _compute(statement)
         case s.Infix(name=name, op=op, value=value):
-            return f"Compute {name} {op} {format_expr(value)}"
+            return f"Compute {name} {op} {_open(value)}"
         case s.Reshape(name=name, source=source, target=target):
             return f"Reshape {name} from {_shape(source)} to {_shape(target)}"
         case s.For(var=var, start=start, stop=stop, step=step):
-            tail = f" step {format_expr(step)}" if step is not None else ""
-            return f"for {var} = {format_expr(start)} : {format_expr(stop)}{tail}"
+            tail = f" step {_open(step, 'for')}" if step is not None else ""
+            return f"for {var} = {_open(start, 'for')} : {_open(stop, 'for')}{tail}"
         case s.If(condition=condition):
-            return f"if {format_expr(condition)}"
+            return f"if {_open(condition, 'if')}"
         case s.Schedule(items=items):
             return "Schedule " + ", ".join(_item(*item) for item in items)
 
@@ -53,6 +54,13 @@ def format_expr(expr: Expr | s.Slice, binding: int = 0) -> str:
     """The expression with no more parentheses than it needs inside something that binds that tightly."""
     text, own = _expr(expr)
     return f"({text})" if own < binding else text
+
+
+def _open(expr: Expr, keyword: str = "compute") -> str:
+    """An expression outside brackets, where `//` could be read as the start of a comment."""
+    text = format_expr(expr)
+    at, _ = comment_start(f"{keyword} {text}", 0)
+    return text if at is None else f"({text})"
 
 
 def _expr(expr: Expr | s.Slice) -> tuple[str, int]:
@@ -142,8 +150,8 @@ def _allocate(a: s.Allocate) -> str:
     out += f" {_shape(a.shape)}" if a.shape else ""
     out += f" {a.dtype}" if a.dtype else ""
     if a.offset:
-        out += f" with offset {_shape(a.offset) if len(a.offset) > 1 else format_expr(a.offset[0])}"
-    out += f" init {format_expr(a.init)}" if a.init is not None else ""
+        out += f" with offset {_shape(a.offset) if len(a.offset) > 1 else _open(a.offset[0])}"
+    out += f" init {_open(a.init)}" if a.init is not None else ""
     return out + (" workspace" if a.workspace else "")
 
 
@@ -153,18 +161,19 @@ def _copy(c: s.Copy) -> str:
     if c.coordinate:
         out += f" in coordinate [{', '.join(f'{axis} = {format_expr(e)}' for axis, e in c.coordinate)}]"
     out += f" from {c.source} to {c.target}"
-    out += f" pad {format_expr(c.pad)}" if c.pad is not None else ""
+    out += f" pad {_open(c.pad)}" if c.pad is not None else ""
     return out + (f" via {c.via}" if c.via else "")
 
 
 def _compute(c: s.Compute) -> str:
     get = ", ".join(("new " if g.new else "") + g.name for g in c.get)
-    operands = ", ".join(format_expr(e) for e in c.operands)
-    if c.op == "Assign" and len(c.operands) == 1 and c.get and not (c.accumulate or c.rescale or c.where):
+    operands = ", ".join(_open(e) for e in c.operands)
+    more = c.accumulate or c.rescale or c.where or c.to
+    if c.op == "Assign" and len(c.operands) == 1 and c.get and not more:
         return f"Copy {operands} and get {get}"
     out = f"Compute {c.op}" + (f" {operands}" if operands else "")
     out += f" to {c.to}" if c.to else ""
-    out += f" where {format_expr(c.where)}" if c.where is not None else ""
+    out += f" where {_open(c.where)}" if c.where is not None else ""
     out += f" and get {get}" if get else ""
     out += f" and accumulate {c.accumulate}" if c.accumulate else ""
     return out + (f" and rescale {', '.join(c.rescale)}" if c.rescale else "")

@@ -9,20 +9,25 @@ from functools import cache
 from pathlib import Path
 
 from lark import Lark, UnexpectedInput
-from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
+from lark.exceptions import UnexpectedCharacters, UnexpectedEOF
 
-from harness.tl.build import ALONE, INLINE, Builder
+from harness.tl.build import ALONE, INLINE, Builder, Unreadable
 from harness.tl.diagnostics import Finding, TLError, finding
-from harness.tl.syntax import Pos, Program
+from harness.tl.syntax import Kernel, Pos, Program
 
 _OPEN, _CLOSE = "([{", ")]}"
+_PLAIN = str.maketrans({"\t": " ", INLINE: "\ufffd", ALONE: "\ufffd"})
 _MOST_ERRORS = 20
 # Where `//` may divide outside brackets: the statements that hold index arithmetic.
 _ARITHMETIC = re.compile(r"\s*(let|grid|for|if)\b", re.IGNORECASE)
-_OPERAND = re.compile(r"\s*(\(|\d|\w+\s*($|[-+*/%),:<>=;#]|step\b))")
+_OPERAND = re.compile(r"\s*[-+(\w.]")
+_NEIGHBOURS = re.compile(r"(\w+|[)\]'])(?=\s+(\w+))")
+_JOINING = {"for": {"step", "to"}, "if": {"and", "or", "not", "then"}}
 _BLOCK_COLON = re.compile(r"^(\s*(?:for|if|else)\b[^\x01\x02]*?):(\s*(?:[\x01\x02].*)?)$", re.IGNORECASE)
+_BLOCK = re.compile(r"\s*(for|if|while|else|end(?:[ ]*(?:for|if))?)\b", re.IGNORECASE)
 _KEYWORD = re.compile(
-    r"\s*(kernel|let|tile|grid|alloc(ate)?|copy|compute|reshape|for|if|else|end|schedule)\b", re.IGNORECASE
+    r"\s*(kernel|let|tile|grid|alloc(ate)?|copy|compute|reshape|for|if|else|end(for|if)?|schedule)\b",
+    re.IGNORECASE,
 )
 
 
@@ -42,8 +47,8 @@ class Text:
         return Pos(line + 1, offset - self.starts[line] + 1)
 
     def line(self, number: int) -> str:
-        lines = self.source.splitlines()
-        return lines[number - 1] if 0 < number <= len(lines) else ""
+        lines = self.source.split("\n")
+        return lines[number - 1].rstrip() if 0 < number <= len(lines) else ""
 
 
 def parse(source: str) -> Program:
@@ -56,8 +61,7 @@ def parse(source: str) -> Program:
 
 def parse_leniently(source: str) -> tuple[Program, tuple[Finding, ...]]:
     """The syntax tree of what could be read, and a finding for each line that could not."""
-    source = source.replace("\r\n", "\n").replace("\t", " ").rstrip() + "\n"
-    text = Text.of(source)
+    text = Text.of(_plain(source))
     clean = _join_brackets(_mark_comments(text))
     found: list[Finding] = []
     for _ in range(_MOST_ERRORS):
@@ -68,7 +72,21 @@ def parse_leniently(source: str) -> tuple[Program, tuple[Finding, ...]]:
             clean = _without_error(text, clean, error, found)
     else:
         tree = _parser().parse("\n")
-    return Builder(text.pos).program(tree), tuple(found)
+    try:
+        program = Builder(text.pos).program(tree)
+    except Unreadable as error:
+        found.append(finding("TL001", error.pos, error.message))
+        program = Program((Kernel(None, ()),))
+    return program, tuple(found)
+
+
+def _plain(source: str) -> str:
+    """The text without byte order mark, tabs and carriage returns; every line ends in two blanks.
+
+    With those, what `_without_error` puts in place of a line is never longer than the line.
+    """
+    source = source.removeprefix("\ufeff").translate(_PLAIN).rstrip()
+    return "".join(f"{line.rstrip()}  \n" for line in source.split("\n"))
 
 
 @cache
@@ -87,7 +105,7 @@ def _mark_comments(text: Text) -> str:
     for line in text.source.split("\n"):
         if _KEYWORD.match(line):
             depth = 0  # a bracket left open ends with its statement
-        at, depth = _comment_start(line, depth)
+        at, depth = comment_start(line, depth)
         if at is not None:
             mark = INLINE if line[:at].strip() else ALONE
             line = line[:at] + (" " * (len(line) - at) if depth else mark + line[at + 1 :])
@@ -96,12 +114,12 @@ def _mark_comments(text: Text) -> str:
     return "\n".join(lines)
 
 
-def _comment_start(line: str, depth: int) -> tuple[int | None, int]:
+def comment_start(line: str, depth: int) -> tuple[int | None, int]:
     """Column of the comment, and how many brackets are open before it.
 
-    `//` divides inside brackets, and in index arithmetic where an operand follows.
+    `//` divides inside brackets, and in index arithmetic where what follows is an operand, not prose.
     """
-    arithmetic = _ARITHMETIC.match(line) is not None
+    arithmetic = _ARITHMETIC.match(line)
     for at, char in enumerate(line):
         if char in _OPEN:
             depth += 1
@@ -111,11 +129,20 @@ def _comment_start(line: str, depth: int) -> tuple[int | None, int]:
             return at, depth
         elif line.startswith("//", at) and not line.startswith("//", at - 1):
             divides = bool(line[:at].strip()) and (
-                depth or (arithmetic and _OPERAND.match(line, at + 2) is not None)
+                depth or (arithmetic and _continues(arithmetic[1].lower(), line[at + 2 :]))
             )
             if not divides:
                 return at, depth
     return None, depth
+
+
+def _continues(keyword: str, rest: str) -> bool:
+    """Whether arithmetic goes on in `rest`; in prose, words follow each other with nothing between them."""
+    rest = re.split("#|//", rest)[0]
+    joining = _JOINING.get(keyword, set())
+    return _OPERAND.match(rest) is not None and all(
+        {m[1].lower(), m[2].lower()} & joining for m in _NEIGHBOURS.finditer(rest)
+    )
 
 
 def _join_brackets(text: str) -> str:
@@ -127,7 +154,7 @@ def _join_brackets(text: str) -> str:
         elif char in _CLOSE:
             depth = max(0, depth - 1)
         elif char == "\n" and depth:
-            if _KEYWORD.match(text, at + 1):
+            if _KEYWORD.match(text, at + 1) or at == len(text) - 1:
                 depth = 0
             else:
                 char = " "
@@ -140,26 +167,34 @@ def _join_brackets(text: str) -> str:
 def _without_error(text: Text, clean: str, error: UnexpectedInput, found: list[Finding]) -> str:
     """The text with the offending line taken out or a missing `end` put in, and the finding noted."""
     at = error.pos_in_stream if error.pos_in_stream is not None else len(clean)
-    if isinstance(error, UnexpectedEOF) or (isinstance(error, UnexpectedToken) and error.token.type == "$END"):
-        found.append(finding("TL002", text.pos(len(text.source.rstrip())), "a loop or a branch is still open"))
+    token = getattr(error, "token", None)
+    if isinstance(error, UnexpectedEOF) or (token is not None and token.type == "$END"):
+        end = text.pos(len(text.source.rstrip()))
+        found.append(finding("TL002", end, "a loop or a branch is still open"))
         return clean + "end\n"
-    if isinstance(error, UnexpectedToken) and error.token.type == "_NL":
-        at = max(0, at)  # the token may span blank lines: its first character ends the line
     start = clean.rfind("\n", 0, at) + 1
     stop = clean.find("\n", at)
     stop = len(clean) if stop < 0 else stop
     line = clean[start:stop]
-    found.append(_syntax_finding(text, error, at, line))
-    opens = re.match(r"\s*(for|if)\b", line, re.IGNORECASE)
-    # what opened a block still opens one, so that its `end` is no second error
-    keep = "if 1" if opens else ""
-    return clean[:start] + keep.ljust(stop - start)[: max(stop - start, len(keep))] + clean[stop:]
+    found.append(_syntax_finding(text, error, at, line, at - start))
+    return clean[:start] + _kept(line, at - start).ljust(stop - start) + clean[stop:]
 
 
-def _syntax_finding(text: Text, error: UnexpectedInput, at: int, line: str) -> Finding:
+def _kept(line: str, at: int) -> str:
+    """What opens or closes a block still does, so that one error is not two."""
+    word = _BLOCK.match(line)
+    if not word:
+        return ""
+    if word[1].lower() in ("for", "if", "while"):
+        return "if 1"
+    return word[1] if at > word.start(1) else ""
+
+
+def _syntax_finding(text: Text, error: UnexpectedInput, at: int, line: str, offset: int) -> Finding:
     pos = text.pos(at)
     word = re.match(r"\s*([A-Za-z_]+)", line)
-    if word and re.match(r"(end|else)", word[1], re.IGNORECASE):
+    block = _BLOCK.match(line)
+    if word and block and not _kept(line, offset):
         return finding("TL003", pos, f"`{word[1]}` closes nothing")
     if word and not _KEYWORD.match(line):
         return finding("TL001", pos, f"`{word[1]}` starts no statement")
