@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -110,7 +111,7 @@ class Batch:
         elif value.shape[1:] != (1, 1):
             raise Fault("control flow depends on the elements of a tile")
         values = value.flatten().expand(self.points)
-        distinct = values.unique().tolist()
+        distinct = sorted(set(values.tolist()))
         for one in distinct:
             if len(distinct) == 1:
                 yield int(one), self, torch.arange(self.points)
@@ -150,7 +151,10 @@ def batches(
             memory.add_workspace(matrix, whole)
     extents = [_extent(axis, whole) for axis in kernel.grid]
     tiles = {tile.key: tile for node in ir.nodes(kernel.body) for tile in ir.writes(node)}
-    each = sum(4 * math.prod(tile_shape(tile, sizes)) for tile in tiles.values())
+    each = 0
+    for tile in tiles.values():
+        with suppress(Fault):  # the statement that uses the tile says so, with its line
+            each += 4 * math.prod(tile_shape(tile, sizes))
     total, chunk = math.prod(extents), max(1, CHUNK_BYTES // max(1, each))
     for first in range(0, total, chunk):
         points = torch.arange(first, min(first + chunk, total))

@@ -103,11 +103,9 @@ def evaluate(expr: ir.Expr, scope: Scope, shape: tuple[int, int] | None = None) 
 
 def _check_shapes(fn: str, values: list[Value]) -> None:
     shapes = [v.shape for v in values if isinstance(v, Tensor)]
-    try:
-        torch.broadcast_shapes(*shapes)
-    except RuntimeError:
+    if any(len({size for size in sizes if size != 1}) > 1 for sizes in zip(*shapes, strict=True)):
         text = " and ".join(f"({s[1]}, {s[2]})" for s in shapes)
-        raise Fault(f"{fn} of tiles whose shapes do not fit: {text}") from None
+        raise Fault(f"{fn} of tiles whose shapes do not fit: {text}")
 
 
 def _apply(fn: str, values: list[Value], scope: Scope) -> Value:
@@ -144,7 +142,8 @@ def _float(x: Value) -> Tensor:
     return _tensor(x).to(torch.float32)
 
 
-def _truth(x: Value) -> Tensor:
+def truth(x: Value) -> Tensor:
+    """Whether it holds: a number does where it is not 0."""
     values = _tensor(x)
     return values if values.dtype == torch.bool else values != 0
 
@@ -154,11 +153,15 @@ def _cast(x: Value, dtype: torch.dtype) -> Value:
     return result if isinstance(x, Tensor) else float(result)
 
 
-def subtract(x: Value, y: Value) -> Value:
+def subtract(x: Tensor, y: Tensor) -> Tensor:
     """x - y, but x where y is -inf."""
+    return x - y.masked_fill(y == -INF, 0) if y.is_floating_point() else x - y
+
+
+def _subtract(x: Value, y: Value) -> Value:
     x, y = _number(x), _number(y)
     if isinstance(y, Tensor):
-        return x - y.masked_fill(y == -INF, 0) if y.is_floating_point() else x - y
+        return subtract(_tensor(x), y)
     return x if y == -INF else x - y
 
 
@@ -203,13 +206,13 @@ def _arithmetic(function: Callable[[Any, Any], Any], x: Value, y: Value) -> Valu
 
 def _logic(function: Callable[[Any, Any], Any], x: Value, y: Value) -> Value:
     if isinstance(x, Tensor) or isinstance(y, Tensor):
-        result: Value = function(_truth(x), _truth(y))
+        result: Value = function(truth(x), truth(y))
         return result
     return bool(function(bool(x), bool(y)))
 
 
 def _not(x: Value) -> Value:
-    return ~_truth(x) if isinstance(x, Tensor) else not x
+    return ~truth(x) if isinstance(x, Tensor) else not x
 
 
 def _where(condition: Value, a: Value, b: Value) -> Value:
@@ -220,7 +223,7 @@ def _where(condition: Value, a: Value, b: Value) -> Value:
         b = _tensor(b)
     elif not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         b = _float(b)
-    return torch.where(_truth(condition), a, b)
+    return torch.where(truth(condition), a, b)
 
 
 def _floor(x: Value) -> Value:
@@ -231,6 +234,11 @@ def _floor(x: Value) -> Value:
         if isinstance(x, int | Tensor)
         else x // 1
     )
+
+
+def _absolute(x: Value) -> Value:
+    x = _number(x)
+    return torch.abs(x) if isinstance(x, Tensor) else abs(x)
 
 
 def _function(function: Callable[[Tensor], Tensor], x: Value) -> Value:
@@ -246,7 +254,7 @@ _FOLDED: dict[str, Callable[[Value, Value], Value]] = {
     "or": partial(_logic, operator.or_),
 }
 _FIXED: dict[str, tuple[int, Callable[..., Value]]] = {
-    "sub": (2, subtract),
+    "sub": (2, _subtract),
     "div": (2, _divide),
     "floordiv": (2, partial(_whole_division, operator.floordiv)),
     "ceildiv": (2, partial(_whole_division, lambda x, y: -(-x // y))),
@@ -256,7 +264,7 @@ _FIXED: dict[str, tuple[int, Callable[..., Value]]] = {
     "where": (3, _where),
     "not": (1, _not),
     "neg": (1, lambda x: -_number(x)),
-    "abs": (1, lambda x: abs(_number(x))),
+    "abs": (1, _absolute),
     "floor": (1, _floor),
     "reciprocal": (1, partial(_divide, 1.0)),
     **{

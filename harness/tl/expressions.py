@@ -90,6 +90,8 @@ class Expressions:
         return links[0] if len(links) == 1 else ir.Op("and", tuple(links))
 
     def _unknown(self, name: str, pos: Pos) -> None:
+        if self.scope.sketch:
+            return  # a sketch may name a size that only the code will compute
         near = aliases.nearest(name, self.scope.known_names())
         self.scope.report("TL105", pos, f"nothing is called `{name}` here", near)
 

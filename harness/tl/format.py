@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.tl import syntax as s
 from harness.tl.parse import comment_start
 from harness.tl.syntax import Expr, Statement
@@ -22,30 +24,38 @@ def format_program(program: s.Program) -> str:
 
 def format_statement(statement: Statement) -> str:
     """One statement on one line; of a block its first line."""
+    text = _statement(statement, format_expr)
+    if isinstance(statement, s.Comment) or comment_start(text, 0)[0] is None:
+        return text
+    return _statement(statement, _guarded)  # else a division would be read as the start of a comment
+
+
+def _statement(statement: Statement, show: Callable[[Expr], str]) -> str:
+    """`show` formats what may stand outside brackets."""
     match statement:
         case s.Comment(text=text):
             return f"# {text}".rstrip()
         case s.Let(name=name, value=value):
-            return f"Let {name} = {_open(value, 'let')}"
+            return f"Let {name} = {show(value)}"
         case s.Tile(parameters=parameters):
             return "Tile " + ", ".join(_parameter(*p) for p in parameters)
         case s.Grid(axes=axes):
-            return "Grid " + ", ".join(f"{name} = {_open(e, 'grid')}" for name, e in axes)
+            return "Grid " + ", ".join(f"{name} = {show(e)}" for name, e in axes)
         case s.Allocate():
-            return _allocate(statement)
+            return _allocate(statement, show)
         case s.Copy():
-            return _copy(statement)
+            return _copy(statement, show)
         case s.Compute():
-            return _compute(statement)
+            return _compute(statement, show)
         case s.Infix(name=name, op=op, value=value):
-            return f"Compute {name} {op} {_open(value)}"
+            return f"Compute {name} {op} {show(value)}"
         case s.Reshape(name=name, source=source, target=target):
             return f"Reshape {name} from {_shape(source)} to {_shape(target)}"
         case s.For(var=var, start=start, stop=stop, step=step):
-            tail = f" step {_open(step, 'for')}" if step is not None else ""
-            return f"for {var} = {_open(start, 'for')} : {_open(stop, 'for')}{tail}"
+            tail = f" step {show(step)}" if step is not None else ""
+            return f"for {var} = {show(start)} : {show(stop)}{tail}"
         case s.If(condition=condition):
-            return f"if {_open(condition, 'if')}"
+            return f"if {show(condition)}"
         case s.Schedule(items=items):
             return "Schedule " + ", ".join(_item(*item) for item in items)
 
@@ -56,10 +66,10 @@ def format_expr(expr: Expr | s.Slice, binding: int = 0) -> str:
     return f"({text})" if own < binding else text
 
 
-def _open(expr: Expr, keyword: str = "compute") -> str:
-    """An expression outside brackets, where `//` could be read as the start of a comment."""
+def _guarded(expr: Expr) -> str:
+    """The expression with no `//` outside brackets."""
     text = format_expr(expr)
-    at, _ = comment_start(f"{keyword} {text}", 0)
+    at, _ = comment_start(f"compute {text}", 0)
     return text if at is None else f"({text})"
 
 
@@ -145,35 +155,35 @@ def _item(key: str, values: tuple[int | str, ...]) -> str:
     return f"{key} {values[0]}" if len(values) == 1 else f"{key} in {{{', '.join(map(str, values))}}}"
 
 
-def _allocate(a: s.Allocate) -> str:
+def _allocate(a: s.Allocate, show: Callable[[Expr], str]) -> str:
     out = f"Allocate {a.name} in {a.level}"
     out += f" {_shape(a.shape)}" if a.shape else ""
     out += f" {a.dtype}" if a.dtype else ""
     if a.offset:
-        out += f" with offset {_shape(a.offset) if len(a.offset) > 1 else _open(a.offset[0])}"
-    out += f" init {_open(a.init)}" if a.init is not None else ""
+        out += f" with offset {_shape(a.offset) if len(a.offset) > 1 else show(a.offset[0])}"
+    out += f" init {show(a.init)}" if a.init is not None else ""
     return out + (" workspace" if a.workspace else "")
 
 
-def _copy(c: s.Copy) -> str:
+def _copy(c: s.Copy, show: Callable[[Expr], str]) -> str:
     out = f"Copy {c.name}"
     out += f" {_shape(c.shape)}" if c.shape else ""
     if c.coordinate:
         out += f" in coordinate [{', '.join(f'{axis} = {format_expr(e)}' for axis, e in c.coordinate)}]"
     out += f" from {c.source} to {c.target}"
-    out += f" pad {_open(c.pad)}" if c.pad is not None else ""
+    out += f" pad {show(c.pad)}" if c.pad is not None else ""
     return out + (f" via {c.via}" if c.via else "")
 
 
-def _compute(c: s.Compute) -> str:
+def _compute(c: s.Compute, show: Callable[[Expr], str]) -> str:
     get = ", ".join(("new " if g.new else "") + g.name for g in c.get)
-    operands = ", ".join(_open(e) for e in c.operands)
+    operands = ", ".join(show(e) for e in c.operands)
     more = c.accumulate or c.rescale or c.where or c.to
     if c.op == "Assign" and len(c.operands) == 1 and c.get and not more:
         return f"Copy {operands} and get {get}"
     out = f"Compute {c.op}" + (f" {operands}" if operands else "")
     out += f" to {c.to}" if c.to else ""
-    out += f" where {_open(c.where)}" if c.where is not None else ""
+    out += f" where {show(c.where)}" if c.where is not None else ""
     out += f" and get {get}" if get else ""
     out += f" and accumulate {c.accumulate}" if c.accumulate else ""
     return out + (f" and rescale {', '.join(c.rescale)}" if c.rescale else "")

@@ -1,4 +1,4 @@
-"""Owns what a resolved program means: runs it on CPU tensors, exactly; a compiler is wrong where it disagrees.
+"""Owns what a resolved program means: runs it on CPU tensors; a compiler that disagrees is wrong.
 
 All grid points that share control flow run together: a tile is one float32 tensor (points, rows,
 columns), a scalar of the grid (points, 1, 1). Where a trip count or a condition differs between
@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.tl import ir
 from harness.tl.batch import Batch, batches
 from harness.tl.counts import Counts, Meter
-from harness.tl.elementwise import Fault, Value, evaluate, integer, rounded, subtract, torch_dtype
+from harness.tl.elementwise import Fault, evaluate, integer, rounded, subtract, torch_dtype, truth
 from harness.tl.format import format_statement
 from harness.tl.memory import Memory
 from harness.tl.problem import TaskLike, WorkloadLike, scalars
@@ -109,18 +109,18 @@ def _step(node: ir.Node, batch: Batch) -> None:
         case ir.Reduce():
             _reduce(node, batch)
         case ir.Mask(tile=tile, cond=cond):
-            holds = batch.holds(cond, batch.shape(tile))
-            batch.write(node.result, torch.where(holds, batch.read(tile), -math.inf))
+            seen = batch.holds(cond, batch.shape(tile))
+            batch.write(node.result, torch.where(seen, batch.read(tile), -math.inf))
         case ir.Softmax():
             _softmax(node, batch)
-        case ir.Reshape(tile=tile):
-            batch.shape(tile)
+        case ir.Reshape():
+            pass
         case ir.For():
             _loop(node, batch)
         case ir.If(cond=cond):
             parts = []
-            for truth, part, index in batch.groups(evaluate(cond, batch)):
-                _run(node.then if truth else node.otherwise, part)
+            for holds, part, index in batch.groups(truth(evaluate(cond, batch))):
+                _run(node.then if holds else node.otherwise, part)
                 parts.append((part, index))
             batch.join(parts, node.then + node.otherwise)
 
@@ -209,6 +209,11 @@ def _reduce(node: ir.Reduce, batch: Batch) -> None:
 
 def _softmax(node: ir.Softmax, batch: Batch) -> None:
     values, m, l = batch.read(node.tile), batch.read(node.m), batch.read(node.l)  # noqa: E741
+    rows = values.shape[1]
+    for tile in (node.m, node.l, *node.rescale):
+        shape = batch.shape(tile)
+        if shape[0] != rows or (shape[1] != 1 and tile not in node.rescale):
+            raise Fault(f"{node.tile.name} has {rows} rows, which tile {tile.name} {shape} does not fit")
     dead = batch.dead(node.across, values.shape[2])
     if dead is not None:
         values = values.masked_fill(dead[:, None, :], -math.inf)

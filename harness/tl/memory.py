@@ -22,7 +22,7 @@ from harness.tl.problem import TaskLike, WorkloadLike
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """One tensor: its values as float32, the dtype it has in memory, and exact integers where it holds some."""
+    """One tensor: its values as float32, its dtype in memory, and exact integers where it holds some."""
 
     values: Tensor
     dtype: torch.dtype
@@ -99,11 +99,14 @@ class Memory:
         source = storage.values if storage.integers is None else storage.integers
         if len(indices) != source.dim():
             raise Fault(f"{tensor} has {source.dim()} axes, not {len(indices)}")
+        at = []
         for axis, (index, size) in enumerate(zip(indices, source.shape, strict=True)):
-            _check_index(index, size, f"index {axis} of {tensor}")
-        if any(isinstance(index, Tensor) for index in indices):
-            return source[indices]
-        return source[indices].item()
+            at.append(_check_index(index, size, f"index {axis} of {tensor}"))
+        found = source[tuple(at)]
+        if any(isinstance(index, Tensor) for index in at):
+            return found
+        value: int | float = found.item()
+        return value
 
     def element_size(self, matrix: ir.Matrix) -> int:
         """Bytes of an element in memory."""
@@ -166,9 +169,9 @@ class Memory:
             elif axis == "col":
                 indices.append(columns.clamp(0, size - 1))
             elif not isinstance(axis, str):
-                fixed = evaluate(axis, scope)
-                _check_index(fixed, size, f"the index of {matrix.name} along axis {len(indices)}")
-                indices.append(fixed if isinstance(fixed, Tensor) else torch.full((1, 1, 1), int(fixed)))
+                what = f"the index of {matrix.name} along axis {len(indices)}"
+                fixed = _check_index(evaluate(axis, scope), size, what)
+                indices.append(fixed if isinstance(fixed, Tensor) else torch.full((1, 1, 1), fixed))
         inside_rows = self._inside(matrix, "row", matrix.rows, rows, shape[0], scope)
         inside_columns = self._inside(matrix, "col", matrix.cols, columns, shape[1], scope)
         if allowed is not None:
@@ -184,7 +187,7 @@ class Memory:
             if length != 1:
                 raise Fault(f"{matrix.name} is a vector without a {axis} axis, the tile has {length} {axis}s")
             return positions == 0
-        there = self._find(matrix.tensor).values.shape[matrix.axes.index(axis)]  # type: ignore[arg-type]
+        there = self._find(matrix.tensor).values.shape[matrix.axes.index(axis)]
         largest = int(size.max()) if isinstance(size, Tensor) else size
         if largest > there:
             raise Fault(f"{matrix.name} has {largest} {axis}s, but {matrix.tensor} has {there} there")
@@ -206,8 +209,9 @@ def _positions(base: ir.Expr, length: int, axis: int, scope: Scope) -> Tensor:
     return along + integer(evaluate(base, scope), "a coordinate")
 
 
-def _check_index(index: Value, size: int, what: str) -> None:
+def _check_index(index: Value, size: int, what: str) -> int | Tensor:
     whole = integer(index, what)
     low, high = (int(whole.min()), int(whole.max())) if isinstance(whole, Tensor) else (whole, whole)
     if low < 0 or high >= size:
         raise Fault(f"{what} is {low if low < 0 else high}, outside 0 to {size - 1}")
+    return whole

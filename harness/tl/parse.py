@@ -147,9 +147,12 @@ def _continues(keyword: str, rest: str) -> bool:
 
 def _join_brackets(text: str) -> str:
     """Line breaks inside brackets become spaces, unless the next line starts a statement of its own."""
-    out, depth = [], 0
+    out, depth, comment = [], 0, False
     for at, char in enumerate(text):
-        if char in _OPEN:
+        comment = char != "\n" and (comment or char in (INLINE, ALONE))
+        if comment:
+            pass
+        elif char in _OPEN:
             depth += 1
         elif char in _CLOSE:
             depth = max(0, depth - 1)
@@ -176,7 +179,9 @@ def _without_error(text: Text, clean: str, error: UnexpectedInput, found: list[F
     stop = clean.find("\n", at)
     stop = len(clean) if stop < 0 else stop
     line = clean[start:stop]
-    found.append(_syntax_finding(text, error, at, line, at - start))
+    if token is not None and token.type == "_NL":
+        at = start + len(line.rstrip())
+    found.append(_syntax_finding(text.pos(at), error, line, at - start))
     return clean[:start] + _kept(line, at - start).ljust(stop - start) + clean[stop:]
 
 
@@ -190,11 +195,10 @@ def _kept(line: str, at: int) -> str:
     return word[1] if at > word.start(1) else ""
 
 
-def _syntax_finding(text: Text, error: UnexpectedInput, at: int, line: str, offset: int) -> Finding:
-    pos = text.pos(at)
+def _syntax_finding(pos: Pos, error: UnexpectedInput, line: str, at: int) -> Finding:
     word = re.match(r"\s*([A-Za-z_]+)", line)
     block = _BLOCK.match(line)
-    if word and block and not _kept(line, offset):
+    if word and block and not _kept(line, at):
         return finding("TL003", pos, f"`{word[1]}` closes nothing")
     if word and not _KEYWORD.match(line):
         return finding("TL001", pos, f"`{word[1]}` starts no statement")

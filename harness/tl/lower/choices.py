@@ -1,0 +1,95 @@
+"""Owns which tile choice a compiled candidate takes for which call: a table, and its default."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from harness.tl import ir
+from harness.tl.evaluate import evaluate
+from harness.tl.syntax import Level
+from harness.targets import Target
+
+_LAUNCH = {"warps": (4, 8), "stages": (2, 3)}
+_PREFERRED = {"warps": 8, "stages": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A choice and the calls it serves: elements of that many bytes, head dimensions up to `dim`, from `seq` on."""
+
+    bytes: int
+    dim: int
+    seq: int
+    choice: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, bytes: int, dim: int, seq: int, choice: Mapping[str, int]) -> Row:
+        return cls(bytes, dim, seq, tuple(choice.items()))
+
+
+def candidates(program: ir.Program) -> Iterator[dict[str, int]]:
+    """Every tile choice with every launch that the schedule leaves open."""
+    space = {name: list(choices) for name, choices in program.parameters}
+    schedule = dict(program.schedule)
+    for key, usual in _LAUNCH.items():
+        given = [c for c in schedule.get(key, ()) if isinstance(c, int)]
+        space[key] = given or list(usual)
+    if "overlap" in schedule:
+        space["overlap"] = [int(c not in ("off", "false", 0)) for c in schedule["overlap"]]
+    for values in itertools.product(*space.values()):
+        yield dict(zip(space, values, strict=True))
+
+
+def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: int, element: int) -> int:
+    """Bytes of shared memory a block needs: tiles loaded in a loop once for each stage."""
+    env = {**choice, "dim": dim, "dim_v": dim_v}
+    total = 0
+    for kernel in program.kernels:
+        inside = {t for n in ir.nodes(kernel.body) if isinstance(n, ir.For) for x in ir.nodes(n.body) for t in ir.writes(x)}
+        here = 0
+        for tile in kernel.tiles:
+            if tile.level is Level.SHARED:
+                try:
+                    size = int(evaluate(tile.shape[0], env) * evaluate(tile.shape[1], env)) * element
+                except KeyError:
+                    continue
+                here += size * (choice.get("stages", 2) if tile in inside else 1)
+        total = max(total, here)
+    return total
+
+
+def accumulator_registers(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: int) -> float:
+    """32-bit registers a thread needs for the register tiles, if all live at once."""
+    env = {**choice, "dim": dim, "dim_v": dim_v}
+    most = 0
+    for kernel in program.kernels:
+        here = 0
+        for tile in kernel.tiles:
+            if tile.level is Level.REGISTER:
+                try:
+                    here += int(evaluate(tile.shape[0], env) * evaluate(tile.shape[1], env))
+                except KeyError:
+                    continue
+        most = max(most, here)
+    return most / (32 * choice.get("warps", 4))
+
+
+def default_table(program: ir.Program, target: Target | None) -> tuple[Row, ...]:
+    """For each element size and head dimension the largest tiles that fit; measured tables are better."""
+    limit = (target.smem_per_block if target is not None and target.smem_per_block else 99 * 1024) - 4096
+    rows = []
+    for element, dim in itertools.product((2, 4), (64, 128, 256)):
+        fits = [c for c in candidates(program) if shared_bytes(program, c, dim, dim, element) <= limit
+                and accumulator_registers(program, c, dim, dim) <= (160 if element == 2 else 96)]  # fmt: skip
+        pool = fits or [min(candidates(program), key=lambda c: shared_bytes(program, c, dim, dim, element))]
+        names = [name for name, _ in program.parameters]
+
+        def merit(c: Mapping[str, int], names: list[str] = names) -> tuple[float, ...]:
+            rows_first = [float(c[n]) for n in names]
+            near = [-abs(c[key] - usual) for key, usual in _PREFERRED.items() if key in c]
+            return (*(min(size, 128 if n == 0 else 64) for n, size in enumerate(rows_first)), *near)
+
+        rows.append(Row.of(element, dim, 0, max(pool, key=merit)))
+    return tuple(rows)

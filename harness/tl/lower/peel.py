@@ -1,0 +1,213 @@
+"""Owns which rounds of a loop need no mask: where every condition holds for a whole tile.
+
+A condition is linear in the positions of the tile's rows and columns and in the loop variable, so
+it holds for the whole tile where it holds in its worst corner, and that is a bound on the loop
+variable. Sizes are symbols here; a bound is an expression over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from harness.tl import ir
+from harness.tl.evaluate import op
+
+# A polynomial with integer coefficients: product of symbols, sorted -> coefficient. What is no
+# polynomial (a quotient, a minimum) counts as a symbol of its own.
+Poly = dict[tuple[ir.Expr, ...], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Peeled:
+    """Bounds on the loop variable: rounds from max(lows) up to, not including, min(highs) need no mask."""
+
+    lows: tuple[ir.Expr, ...]
+    highs: tuple[ir.Expr, ...]
+
+
+class _NotLinear(Exception):
+    pass
+
+
+def peel(loop: ir.For) -> Peeled | None:
+    """The rounds of the loop in which no mask and no dead position plays a part; None: not known.
+
+    Only operations directly in the loop's body count; with one inside a branch or an inner loop
+    nothing is known.
+    """
+    lows: list[ir.Expr] = []
+    highs: list[ir.Expr] = []
+    try:
+        for node in loop.body:
+            if isinstance(node, ir.For | ir.If):
+                inner = list(ir.nodes((node,)))
+                if any(isinstance(n, ir.Mask) or axis_of(n) is not None for n in inner):
+                    return None
+            elif isinstance(node, ir.Mask):
+                for atom in atoms(node.cond):
+                    _bound(atom, node.tile.shape, loop, lows, highs)
+            elif (axis := axis_of(node)) is not None:
+                size = _columns(node)
+                last = op("add", axis.base, size)
+                _bound_linear(_sub(poly(ir.Sym(axis.role)), poly(last)), loop, lows, highs)
+    except _NotLinear:
+        return None
+    return Peeled(tuple(dict.fromkeys(lows)), tuple(dict.fromkeys(highs)))
+
+
+def axis_of(node: ir.Node) -> ir.Axis | None:
+    """Where the columns that an operation sums over come from, if dead ones may be among them."""
+    match node:
+        case ir.Reduce(across=axis) | ir.Softmax(across=axis) | ir.Gemm(contracted=axis):
+            return axis
+        case _:
+            return None
+
+
+def _columns(node: ir.Node) -> ir.Expr:
+    match node:
+        case ir.Reduce(shape=shape):
+            return shape[1]
+        case ir.Softmax(tile=tile):
+            return tile.shape[1]
+        case ir.Gemm(a=a):
+            if a.columns is not None and not a.transposed:
+                return op("sub", a.columns[1], a.columns[0])
+            return a.tile.shape[0] if a.transposed else a.tile.shape[1]
+        case _:
+            raise AssertionError(node)
+
+
+def atoms(cond: ir.Expr) -> list[ir.Expr]:
+    """The comparisons that must all hold; raises where it is no conjunction."""
+    match cond:
+        case ir.Op(fn="and", args=args):
+            return [a for arg in args for a in atoms(arg)]
+        case ir.Op(fn="lt" | "le" | "gt" | "ge"):
+            return [cond]
+        case ir.Op(fn="eq", args=(a, b)):
+            return [ir.Op("le", (a, b)), ir.Op("ge", (a, b))]
+        case ir.Op(fn="not", args=(ir.Op(fn=fn, args=args),)) if fn in _NEGATED:
+            return [ir.Op(_NEGATED[fn], args)]
+    raise _NotLinear
+
+
+_NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
+
+
+def _bound(
+    atom: ir.Expr, shape: tuple[ir.Expr, ir.Expr], loop: ir.For, lows: list[ir.Expr], highs: list[ir.Expr]
+) -> None:
+    assert isinstance(atom, ir.Op)
+    left, right = (poly(arg) for arg in atom.args)
+    # every comparison as slack >= 0, on integers
+    slack = _sub(right, left) if atom.fn in ("lt", "le") else _sub(left, right)
+    if atom.fn in ("lt", "gt"):
+        slack = _sub(slack, {(): 1})
+    for place in [s for s in _symbols(slack) if isinstance(s, ir.Place)]:
+        coefficient = slack.pop((place,), 0)
+        if any(place in product for product in slack):
+            raise _NotLinear
+        corner = poly(place.base)
+        if coefficient < 0:  # worst where the position is largest
+            corner = _sub(_sum(corner, poly(shape[place.axis])), {(): 1})
+        slack = _sum(slack, _times(corner, {(): coefficient}))
+    _bound_linear(slack, loop, lows, highs)
+
+
+def _bound_linear(slack: Poly, loop: ir.For, lows: list[ir.Expr], highs: list[ir.Expr]) -> None:
+    var = ir.Sym(loop.var)
+    growth: Poly = {}
+    rest: Poly = {}
+    for product, coefficient in slack.items():
+        if product.count(var) > 1 or any(p != var and var in set(ir.walk(p)) for p in product):
+            raise _NotLinear
+        if var in product:
+            left = list(product)
+            left.remove(var)
+            growth[tuple(left)] = coefficient
+        else:
+            rest[product] = coefficient
+    if not growth:
+        start, stop = loop.start, loop.stop
+        highs.append(ir.Op("where", (ir.Op("ge", (expression(rest), ir.Const(0))), stop, start)))
+    elif all(c > 0 for c in growth.values()):
+        lows.append(op("ceildiv", expression(_times(rest, {(): -1})), expression(growth)))
+    elif all(c < 0 for c in growth.values()):
+        upper = op("floordiv", expression(rest), expression(_times(growth, {(): -1})))
+        highs.append(op("add", upper, ir.Const(1)))
+    else:
+        raise _NotLinear
+
+
+# --- polynomials ------------------------------------------------------------------------------------
+
+
+def poly(expr: ir.Expr) -> Poly:
+    """The expression as a polynomial; raises for values that are no whole numbers."""
+    match expr:
+        case ir.Const(value=int() as value):
+            return {(): value} if value else {}
+        case ir.Const():
+            raise _NotLinear
+        case ir.Op(fn="add", args=args):
+            out: Poly = {}
+            for arg in args:
+                out = _sum(out, poly(arg))
+            return out
+        case ir.Op(fn="sub", args=(a, b)):
+            return _sub(poly(a), poly(b))
+        case ir.Op(fn="neg", args=(a,)):
+            return _times(poly(a), {(): -1})
+        case ir.Op(fn="mul", args=args):
+            out = {(): 1}
+            for arg in args:
+                out = _times(out, poly(arg))
+            return out
+        case ir.Sym() | ir.Place() | ir.Op(fn="floordiv" | "ceildiv" | "min" | "max" | "mod"):
+            return {(expr,): 1}
+    raise _NotLinear
+
+
+def _sum(a: Mapping[tuple[ir.Expr, ...], int], b: Mapping[tuple[ir.Expr, ...], int]) -> Poly:
+    out = dict(a)
+    for product, coefficient in b.items():
+        out[product] = out.get(product, 0) + coefficient
+    return {p: c for p, c in out.items() if c}
+
+
+def _times(a: Poly, b: Poly) -> Poly:
+    out: Poly = {}
+    for p, c in a.items():
+        for p2, c2 in b.items():
+            product = tuple(sorted((*p, *p2), key=repr))
+            out[product] = out.get(product, 0) + c * c2
+    return {p: c for p, c in out.items() if c}
+
+
+def _sub(a: Poly, b: Poly) -> Poly:
+    return _sum(a, _times(b, {(): -1}))
+
+
+def _symbols(p: Poly) -> Iterable[ir.Expr]:
+    return dict.fromkeys(s for product in p for s in product)
+
+
+def expression(p: Poly) -> ir.Expr:
+    """The polynomial as an expression: what is added first, then what is taken away."""
+    plus = [_term(product, c) for product, c in p.items() if c > 0]
+    minus = [_term(product, -c) for product, c in p.items() if c < 0]
+    total: ir.Expr = ir.Const(0)
+    for term in plus:
+        total = op("add", total, term)
+    for term in minus:
+        total = op("sub", total, term)
+    return total
+
+
+def _term(product: tuple[ir.Expr, ...], coefficient: int) -> ir.Expr:
+    out: ir.Expr = ir.Const(coefficient)
+    for symbol in product:
+        out = op("mul", out, symbol)
+    return out
