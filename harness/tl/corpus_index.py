@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 STYLES = ("reference", "primitive", "lenient", "sketch")
 _FOLDER = Path(__file__).with_name("corpus")
@@ -30,8 +31,8 @@ class Entry:
     text: str
 
     @property
-    def level(self) -> str:
-        """The level of completeness it is written for: "code" or "sketch"."""
+    def level(self) -> Literal["sketch", "code"]:
+        """The level of completeness it is written for."""
         return "sketch" if self.style == "sketch" else "code"
 
 

@@ -43,6 +43,8 @@ class Expressions:
                 if name in scope.lets:
                     return self.index(scope.lets[name], length)
                 found = scope.symbol(name, expr.pos, length)
+                if found is None and scope.sketch:
+                    return UNKNOWN  # a sketch needs no sizes
                 if found is None:
                     self._unknown(name, expr.pos)
                 return found or NAUGHT

@@ -138,7 +138,7 @@ def _loop(node: ir.For, batch: Batch) -> None:
     if bool((torch.as_tensor(step) < 1).any()):
         raise Fault("the step of a loop must be at least 1")
     trips = -((start - stop) // step)
-    trips = trips.clamp(min=0) if isinstance(trips, Tensor) else max(trips, 0)
+    trips = trips.clamp(min=0) if isinstance(trips, Tensor) else trips
     parts = []
     for count, part, index in batch.groups(trips):
         outer = dict(part.symbols)
@@ -220,8 +220,6 @@ def _softmax(node: ir.Softmax, batch: Batch) -> None:
     new_m = torch.maximum(m, values.amax(2, keepdim=True))
     alpha = torch.exp(subtract(m, new_m))
     p = torch.exp(subtract(values, new_m))
-    if dead is not None:
-        p = p.masked_fill(dead[:, None, :], 0)
     batch.meter.exponentials += p.numel() + alpha.numel()
     p = batch.write(node.result, p)
     batch.write(node.m, new_m)

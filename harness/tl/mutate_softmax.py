@@ -72,13 +72,6 @@ def softmax_dropped(tree: Tree) -> Iterator[Edit]:
         yield tree.drop(site)
 
 
-@_kind("the softmax keeps no maximum and no sum of its own between the rounds: bare, in one of them")
-def softmax_stateless(tree: Tree) -> Iterator[Edit]:
-    for site, st in _softmaxes(tree):
-        if len(st.operands) == 3:
-            yield tree.put(site, replace(st, operands=st.operands[:1]))
-
-
 @_kind("an update of the state or of an accumulator is made twice")
 def update_twice(tree: Tree) -> Iterator[Edit]:
     carried = tree.maxima | tree.sums | tree.accumulators

@@ -33,17 +33,15 @@ def _misspelt(name: str) -> str:
     return f"{name[:-1]}{name[-1] * 2}x"
 
 
-@_kind("a name in an expression is misspelt (the first and the last use of each)")
+@_kind("a name in an expression is misspelt (the first use of each)")
 def name_misspelt(tree: Tree) -> Iterator[Edit]:
-    uses: dict[str, list[int]] = {}
-    for site, st in tree.all(s.Statement):  # type: ignore[arg-type]
+    seen: set[str] = set()
+    for number, st in enumerate(tree.statements):
         if not isinstance(st, s.Reshape):
-            for name in sorted({x for e in expressions(st) for x in s.names(e)}):
-                uses.setdefault(name, []).append(site.number)
-    for name, numbers in uses.items():
-        for number in sorted({numbers[0], numbers[-1]}):
-            new = next(altered(tree.at(number), exchanged(name, _misspelt(name))))
-            yield tree.put(tree.site(number), new)
+            for name in sorted({x for e in expressions(st) for x in s.names(e)} - seen):
+                seen.add(name)
+                new = next(altered(st, exchanged(name, _misspelt(name))))
+                yield tree.put(tree.site(number), new)
 
 
 @_kind("the name of a tile is misspelt in a copy, a Reshape, or where a result goes")

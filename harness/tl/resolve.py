@@ -24,10 +24,14 @@ _NAMES_AT = {"l": "row", "c": "col"}
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The resolved program with everything found on the way; `program` is None where an error stands."""
+    """The resolved program with everything found on the way; `program` is None where an error stands.
+
+    `partial` is what could be resolved in spite of errors, or of a sketch: for further checks only.
+    """
 
     program: ir.Program | None
     findings: tuple[Finding, ...]
+    partial: ir.Program
 
 
 def resolve(program: s.Program, task: TaskLike) -> ir.Program:
@@ -56,11 +60,10 @@ def resolve_leniently(program: s.Program, task: TaskLike, sketch: bool = False) 
         kernels.append(KernelResolver(scope).run(kernel, number, shared))
     if not sketch:
         _never_stored(program, task, kernels, findings)
-    done = None
-    if not sketch and not any(f.is_error for f in findings):
-        name = next((k.name for k in program.kernels if k.name), task.name)
-        done = ir.Program(name, task.name, tuple(kernels), tuple(parameters.items()), tuple(schedule.items()))
-    return Resolution(done, tuple(sorted(findings, key=lambda f: (f.pos.line, f.pos.column))))
+    name = next((k.name for k in program.kernels if k.name), task.name)
+    partial = ir.Program(name, task.name, tuple(kernels), tuple(parameters.items()), tuple(schedule.items()))
+    done = None if sketch or any(f.is_error for f in findings) else partial
+    return Resolution(done, tuple(sorted(findings, key=lambda f: (f.pos.line, f.pos.column))), partial)
 
 
 def _never_stored(

@@ -1,0 +1,73 @@
+"""Owns the verdict on a program: everything that is wrong with it, from syntax to schedule, in one report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.targets import Target
+from harness.tl import ir, syntax
+from harness.tl.checks.capacity import check_capacity
+from harness.tl.checks.coverage import check_coverage
+from harness.tl.checks.schedule import check_schedule
+from harness.tl.checks.softmax import check_softmax
+from harness.tl.checks.types import check_types
+from harness.tl.diagnostics import Finding
+from harness.tl.parse import parse_leniently
+from harness.tl.problem import TaskLike
+from harness.tl.resolve import resolve_leniently
+
+# What is missing: it may stand in a line that could not be read, or that a sketch does not need.
+_MISSING = frozenset({"TL501", "TL502", "TL503", "TL507"})
+_MISSING_IN_SKETCH = frozenset({"TL502", "TL503", "TL507"})
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings, in the order of the text; `program` is the resolved form where no error stands."""
+
+    findings: tuple[Finding, ...]
+    program: ir.Program | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error (notes and warnings are none)."""
+        return not any(f.is_error for f in self.findings)
+
+
+def check(
+    text_or_program: str | syntax.Program,
+    task: TaskLike,
+    *,
+    level: Literal["sketch", "code"] = "code",
+    target: Target | None = None,
+    dtype: str = "fp16",
+) -> Report:
+    """Everything there is to say about a program for this task; raises nothing, whatever the text.
+
+    Capacity, types and the features of a target are checked where there is a `target`; `dtype` is that
+    of the operands. A sketch is checked for its order and its data flow only.
+    """
+    if isinstance(text_or_program, str):
+        tree, unread = parse_leniently(text_or_program)
+    else:
+        tree, unread = text_or_program, ()
+    sketch = level == "sketch"
+    resolution = resolve_leniently(tree, task, sketch=sketch)
+    partial, program = resolution.partial, resolution.program
+    found = [*unread, *resolution.findings]
+    found += [f for f in check_softmax(partial) if f.code not in _unsaid(sketch, bool(unread))]
+    found += check_schedule(partial, tree, target)
+    if not sketch:
+        found += check_types(partial, target, dtype)
+    if program is not None and not unread:
+        found += check_coverage(program, task)
+        if target is not None:
+            found += check_capacity(program, task, target, dtype=dtype)
+    complete = not any(f.is_error for f in found)
+    findings = tuple(sorted(dict.fromkeys(found), key=lambda f: (f.pos.line, f.pos.column, f.code)))
+    return Report(findings, program if complete else None)
+
+
+def _unsaid(sketch: bool, unread: bool) -> frozenset[str]:
+    return _MISSING if unread else _MISSING_IN_SKETCH if sketch else frozenset()
