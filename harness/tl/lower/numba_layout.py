@@ -58,7 +58,7 @@ def transposed(body: tuple[ir.Node, ...], shared: dict[ir.Tile, ir.Tile]) -> fro
         if isinstance(node, ir.Move) and node.target in shared:
             others = []
         elif isinstance(node, ir.Init):
-            others = [node.tile] if node.value is not None and any(ir.refs(node.value)) else []
+            others = [node.tile] if node.value is not None and any(isinstance(p, ir.Ref | ir.Place) for p in ir.walk(node.value)) else []
         elif not isinstance(node, ir.Load | ir.Gemm):
             others += ir.writes(node)
         for tile in others:

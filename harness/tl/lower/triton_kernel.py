@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.tl import ir
 from harness.tl.lower.lowered import LowerError, comment
@@ -453,52 +453,156 @@ class KernelText:
     def _for(self, node: ir.For) -> None:
         for tile in list(self.values.pending):
             self._settle(tile)
+        ahead = _ahead(node) if self.overlap and node.step == ONE else None
         peeled = peel(node)
         was, v = self._masked, node.var
         start, stop = bare(self.values.index(node.start)), bare(self.values.index(node.stop))
-        if peeled is None or not (peeled.lows or peeled.highs) or node.step != ONE:
+        unmasked = peeled is not None and not (peeled.lows or peeled.highs)
+        if (peeled is None or unmasked or node.step != ONE) and ahead is None:
             self.note(node)
-            self._masked = was if peeled is not None and not (peeled.lows or peeled.highs) else True
+            self._masked = was if unmasked else True
             self._loop(node, start, stop)
             self._masked = was
             return
         self.note(node, "  (rounds that need no mask apart)")
         self.put(f"{v}_start, {v}_stop = {start}, {stop}")
-        low, high = f"{v}_start", f"{v}_stop"
-        self._bounds(v, peeled)
-        if peeled.lows:
-            self._masked = True
-            self._loop(node, low, f"{v}_whole")
-        self._masked = False
-        self._loop(node, f"{v}_whole" if peeled.lows else low, f"{v}_tail")
-        self._masked = True
-        self._loop(node, f"{v}_tail", high)
+        spans = self._spans(v, peeled)
+        if ahead is None:
+            self._in_turn(node, spans)
+        else:
+            self.put("if OVERLAP:")
+            self.depth += 1
+            state = self._state()
+            self._overlapped(node, spans, *ahead)
+            self._restore(state)
+            self.depth -= 1
+            self.put("else:")
+            self.depth += 1
+            self._in_turn(node, spans)
+            self.depth -= 1
         self._masked = was
 
-    def _bounds(self, v: str, peeled: Peeled) -> None:
-        """Where the rounds without a mask begin and end, inside the loop's own bounds."""
+    def _spans(self, v: str, peeled: Peeled | None) -> list[tuple[str, str, bool]]:
+        """The loop cut into (start, stop, masked), in order; the bounds are written before."""
         index = self.values.index
+        if peeled is None:
+            return [(f"{v}_start", f"{v}_stop", True)]
+        spans: list[tuple[str, str, bool]] = []
         whole = f"{v}_start"
         if peeled.lows:
             for low in peeled.lows:
                 whole = f"tl.maximum({whole}, {bare(index(low))})"
             self.put(f"{v}_whole = tl.minimum({whole}, {v}_stop)")
             whole = f"{v}_whole"
+            spans.append((f"{v}_start", whole, True))
+        if not peeled.highs:
+            return [*spans, (whole, f"{v}_stop", False)]
         tail = f"{v}_stop"
         for high in peeled.highs:
             tail = f"tl.minimum({tail}, {bare(index(high))})"
         self.put(f"{v}_tail = tl.maximum({tail}, {whole})")
+        return [*spans, (whole, f"{v}_tail", False), (f"{v}_tail", f"{v}_stop", True)]
+
+    def _in_turn(self, node: ir.For, spans: list[tuple[str, str, bool]]) -> None:
+        for start, stop, masked in spans:
+            self._masked = masked
+            self._loop(node, start, stop)
+
+    def _overlapped(
+        self, node: ir.For, spans: list[tuple[str, str, bool]], head: tuple[ir.Node, ...], rest: tuple[ir.Node, ...]
+    ) -> None:
+        """Each round computes the next round's first products before it works on its own."""
+        v = node.var
+        made = [n.result for n in head if isinstance(n, ir.Gemm)]
+        self._head(head, made, v, f"{v}_start", "  (of the first round)")
+        for start, stop, masked in spans:
+            self.put(f"for {v} in range({start}, tl.minimum({stop}, {v}_stop - 1)):")
+            self.depth += 1
+            state = self._state()
+            for tile in made:
+                self._assign(tile, f"{self.values.names[tile]}_ahead")
+            self._head(head, made, v, f"({v} + 1)", "  (of the next round)")
+            self._masked = masked
+            self.body(rest)
+            self._settle_all()
+            self.depth -= 1
+            self._restore(state)
+        self.put(f"if {v}_start < {v}_stop:  # the last round has no next")
+        self.depth += 1
+        state = self._state()
+        self._masked = True
+        self.put(f"{v} = {v}_stop - 1")
+        for tile in made:
+            self._assign(tile, f"{self.values.names[tile]}_ahead")
+        self.body(rest)
+        self._settle_all()
+        self.depth -= 1
+        self._restore(state)
+
+    def _head(self, head: tuple[ir.Node, ...], made: list[ir.Tile], var: str, at: str, extra: str) -> None:
+        values = self.values
+        names, renamed, masked = dict(values.names), values.renamed, self._masked
+        values.names.update({tile: f"{names[tile]}_ahead" for tile in made})
+        values.renamed = {**renamed, var: at}
+        self._masked = True  # a tile past the end reads as zeros
+        for node in head:
+            mark = len(self.lines)
+            self.statement(replace(node, contracted=None) if isinstance(node, ir.Gemm) else node)
+            if len(self.lines) > mark and self.lines[mark].lstrip().startswith("#"):
+                self.lines[mark] += extra
+        values.names, values.renamed, self._masked = names, renamed, masked
+
+    def _state(self) -> tuple[set[ir.Tile], set[ir.Tile], dict[ir.Tile, ir.Load], set[ir.Tile]]:
+        return set(self.values.operand_typed), set(self._clean), dict(self._loads), set(self._dead_zero)
+
+    def _restore(self, state: tuple[set[ir.Tile], set[ir.Tile], dict[ir.Tile, ir.Load], set[ir.Tile]]) -> None:
+        self.values.operand_typed, self._clean, self._loads, self._dead_zero = (
+            set(state[0]), set(state[1]), dict(state[2]), set(state[3]),
+        )  # fmt: skip
+
+    def _settle_all(self) -> None:
+        for tile in list(self.values.pending):
+            self._settle(tile)
 
     def _loop(self, node: ir.For, start: str, stop: str) -> None:
         step = "" if node.step == ONE else f", {bare(self.values.index(node.step))}"
         self.put(f"for {node.var} in range({start}, {stop}{step}):")
         self.depth += 1
-        typed, clean, loads = set(self.values.operand_typed), set(self._clean), dict(self._loads)
+        state = self._state()
         self.body(node.body)
-        for tile in list(self.values.pending):
-            self._settle(tile)
+        self._settle_all()
         self.depth -= 1
-        self.values.operand_typed, self._clean, self._loads = typed, clean, loads
+        self._restore(state)
+
+
+def _ahead(loop: ir.For) -> tuple[tuple[ir.Node, ...], tuple[ir.Node, ...]] | None:
+    """The loop's first products with the loads that only they need, and the rest; None where there are none.
+
+    They depend on nothing that the loop computes, so the next round's can be computed in this one.
+    """
+    if any(isinstance(n, ir.For | ir.If) for n in loop.body):
+        return None
+    written = {t for n in loop.body for t in ir.writes(n)}
+    loads = {n.tile: n for n in loop.body if isinstance(n, ir.Load)}
+    products = []
+    for n in loop.body:
+        if isinstance(n, ir.Gemm) and not n.accumulate:
+            operands = (n.a.tile, n.b.tile)
+            if n.contracted is None and all(t not in written or t in loads for t in operands):
+                products.append(n)
+    if not products:
+        return None
+    made = {n.result for n in products}
+    first_writes = {n.result: next(x for x in loop.body if n.result in ir.writes(x)) for n in products}
+    if any(first_writes[n.result] is not n and not isinstance(first_writes[n.result], ir.Init) for n in products):
+        return None
+    needed = {t for n in products for t in (n.a.tile, n.b.tile) if t in loads}
+    others = [n for n in loop.body if n not in products]
+    if any(needed & set(ir.reads(n)) for n in others) or len(made) != len(products):
+        return None
+    head = tuple(n for n in loop.body if n in products or (isinstance(n, ir.Load) and n.tile in needed))
+    rest = tuple(n for n in loop.body if n not in head)
+    return head, rest
 
 
 def _plus(a: ir.Expr, b: ir.Expr) -> ir.Expr:
