@@ -9,15 +9,9 @@ from baselines import BASELINES
 from harness.bench import Bench
 from harness.entrants import Entrant, baseline_trial, build, plan, slot_contents
 from harness.experiment import Cell
+from harness.measure.judge import CPU_SLACK_MS, EAGER_SLACK_MS, GRAPH_SLACK_MS, JudgesClock, contradicts
 from harness.measure.roofline import Roofline
-from harness.measure.session import (
-    Contender,
-    ContenderFailed,
-    Session,
-    judge_slope_ms,
-    latency,
-    slope_contradicts,
-)
+from harness.measure.session import Contender, ContenderFailed, Session, latency
 from harness.records import MEASURED_VERDICTS, Measurement, Ratio, Summary, Verdict, Verification
 from harness.store import Store
 from harness.verify.acceptance import require
@@ -25,7 +19,7 @@ from harness.verify.dispatch import dispatched_to
 from harness.verify.exam import Exam, Rejected, rejection_of
 from harness.worker.protocol import WorkerError
 
-SECOND_LOOKS = 4  # of the judge's clock, before it contradicts a claim
+SECOND_LOOKS = 12  # of the judge's clock, before it contradicts a claim
 DUPLICATE = "#2"  # the anchor once more, loaded and captured on its own
 
 
@@ -49,7 +43,7 @@ class Race:
     def __init__(self, cell: Cell, exam: Exam, entrants: Sequence[Entrant], bench: Bench) -> None:
         self.cell, self.exam, self.entrants, self.bench = cell, exam, entrants, bench
         self._roofline = Roofline.of(cell.task, cell.workload, bench.target)
-        self._slopes: dict[str, float] = {}
+        self._clocks: dict[str, JudgesClock] = {}
         self._latencies: dict[str, Summary] = {}
 
     def run(self, baselines: Sequence[str], store: Store) -> Iterator[tuple[Entrant, Outcome]]:
@@ -106,11 +100,20 @@ class Race:
             return
 
     def _look(self, contender: Contender, is_candidate: bool) -> None:
-        """Call latency, and for candidates the judge's own slope."""
+        """Call latency, and for candidates the first look of the judge's own clock."""
         with self.bench.ledger.stage("timing"):
             self._latencies[contender.name] = latency(contender, self.bench.policy)
             if is_candidate:
-                self._slopes[contender.name] = judge_slope_ms(contender, self.bench.policy.request_s)
+                clock = JudgesClock(contender.worker, contender.kernel, self.bench.policy.request_s)
+                self._clocks[contender.name] = clock
+                self._hush(contender)
+                clock.look()
+
+    def _hush(self, active: Contender) -> None:
+        """Nothing of the other candidates runs while the judge looks at one."""
+        for entrant in self.entrants:
+            if entrant.worker is not active.worker and not entrant.worker.trusted:
+                entrant.worker.stop()
 
     def _anchor(self, standing: list[Entrant], baselines: Sequence[str], store: Store) -> Entrant | None:
         """The fastest human baseline: of those in this race, else of those recorded for this cell."""
@@ -229,28 +232,30 @@ class Race:
         return Outcome(rejected.verdict, rejected.reason, rejected.verification, kept)
 
     def _slope(self, entrant: Entrant, claimed: Summary) -> float | None:
-        """The judge's time per iteration; taken again while it contradicts the claim.
+        """The judge's time per iteration.
 
-        A machine that is busy for a moment makes the judge's clock slow, never fast: the least
-        of several looks decides, so that no honest kernel is convicted by somebody else's load.
+        It looks again until the claim stands whatever of the time was the request's own cost:
+        one figure that came out low by chance clears nobody, one that came out high convicts nobody.
         """
-        slope = self._slopes.get(entrant.name)
-        if slope is None or entrant.contender is None:
+        clock, contender = self._clocks.get(entrant.name), entrant.contender
+        if clock is None or contender is None:
             return None
         for _ in range(SECOND_LOOKS):
-            if not self._contradicts(slope, claimed, entrant.contender.captured):
+            if not self._contradicts(clock.at_most_ms, claimed, contender.captured):
                 break
-            slope = min(slope, judge_slope_ms(entrant.contender, self.bench.policy.request_s))
-        return slope
+            with self.bench.ledger.stage("timing"):
+                self._hush(contender)
+                clock.look()
+        return clock.slope_ms
 
-    def _contradicts(self, slope: float, claimed: Summary, captured: bool) -> bool:
+    def _contradicts(self, seen_ms: float, claimed: Summary, captured: bool) -> bool:
         """On a CPU, where other programs share the cores, against the 90th percentile.
 
-        There the claim holds the same call from Python as the slope: no more slack than for a graph.
+        There the claim holds the same call from Python as the judge's time: no slack for a launch.
         """
         if self.bench.kind == "cpu":
-            return slope_contradicts(claimed.p90_ms, slope, captured=True)
-        return slope_contradicts(claimed.median_ms, slope, captured)
+            return contradicts(claimed.p90_ms, seen_ms, CPU_SLACK_MS)
+        return contradicts(claimed.median_ms, seen_ms, GRAPH_SLACK_MS if captured else EAGER_SLACK_MS)
 
     def _noise(self, session: Session) -> Ratio:
         return session.result(session.anchor.name + DUPLICATE).ratio

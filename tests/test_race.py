@@ -1,6 +1,7 @@
 """The clock part of a cell with workers that do as they are told: who leaves, who stays, who is believed."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,12 +31,13 @@ class FakeWorker:
     def __init__(self, trusted, times_ms, faults=None, records=False):
         self.trusted, self.times_ms, self.records = trusted, times_ms, records
         self.faults = faults or {}
-        self.alive, self.asked, self.recorded, self.answer = True, [], [], None
+        self.alive, self.hushed, self.asked, self.recorded, self.answer = True, False, [], [], None
 
     def ask(self, op, args=None, *, limit_s, fds=()):
         args = args or {}
         kernel = args.get("kernel", "")
         self.asked.append((op, kernel))
+        self.hushed = False
         if not self.alive:
             raise WorkerDied("dead already")
         fault = self.faults.get((op, kernel))
@@ -74,7 +76,7 @@ class FakeWorker:
         return self.ask(*self.answer, limit_s=limit_s)
 
     def stop(self):
-        pass
+        self.hushed = True
 
     def count(self, op, kernel):
         return self.asked.count((op, kernel))
@@ -148,6 +150,27 @@ class FakeStore:
         return id_ in self.results
 
 
+class FakeClock:
+    """The judge's: sees what the track says, a time or (without a request's cost, with it)."""
+
+    def __init__(self, track, worker, kernel, request_s):
+        self.track, self.worker, self.kernel = track, worker, kernel
+        self.slope_ms = self.at_most_ms = float("inf")
+
+    def look(self):
+        self.track.looks.append(self.kernel)
+        assert all(w.hushed for w in self.track.workers.values() if w is not self.worker)
+        seen = self.track.seen[self.kernel]
+        found = seen.pop(0) if len(seen) > 1 else seen[0]
+        if isinstance(found, Exception):
+            self.worker.alive = False
+            raise found
+        if isinstance(found, tuple):
+            self.slope_ms, self.at_most_ms = found
+        else:
+            self.slope_ms = self.at_most_ms = min(found, self.at_most_ms)
+
+
 class Track:
     """One race to be run: a library with baselines, each candidate in a worker of its own."""
 
@@ -163,21 +186,12 @@ class Track:
             worker = self.workers[name] = FakeWorker(False, {name: ms})
             trial = candidate_trial(manifest(name), cell, self.bench)
             self.entrants.append(Entrant(trial, worker, name, [check()]))
-        self.slopes = {name: [ms] for name, ms in candidates.items()}  # the last one for good
+        self.seen = {name: [ms] for name, ms in candidates.items()}  # by the judge; the last one for good
         self.looks = []
         self.store = FakeStore()
-        monkeypatch.setattr(race_module, "judge_slope_ms", self.look)
+        monkeypatch.setattr(race_module, "JudgesClock", partial(FakeClock, self))
         # The judge waits a second for every plan: workers that answer at once do not bound an estimate.
         monkeypatch.setattr("harness.entrants.time", SimpleNamespace(monotonic=itertools.count().__next__))
-
-    def look(self, contender, request_s):
-        self.looks.append(contender.name)
-        slopes = self.slopes[contender.name]
-        found = slopes.pop(0) if len(slopes) > 1 else slopes[0]
-        if isinstance(found, Exception):
-            contender.worker.alive = False
-            raise found
-        return found
 
     def without_baselines(self):
         """As for the second group: the baselines are recorded already, with their times."""
@@ -402,7 +416,7 @@ def test_inputs_changed_on_the_clock_are_found(track):
 
 def test_a_claim_that_the_judges_clock_contradicts_is_cheating(track):
     made = track({"mine": 0.5})
-    made.slopes["mine"] = [2.0]
+    made.seen["mine"] = [2.0]
     out = made.run()["mine"]
     assert out.verdict is Verdict.INTEGRITY
     assert out.verification.detectors == ("judge_clock",)
@@ -411,18 +425,36 @@ def test_a_claim_that_the_judges_clock_contradicts_is_cheating(track):
     assert made.looks == ["mine"] * (1 + SECOND_LOOKS)
 
 
+def test_one_low_figure_clears_nobody(track):
+    """A request's cost that was overrated hides the work: the judge looks until it is sure of either."""
+    made = track({"mine": 0.5, "liar": 0.5})
+    made.seen["liar"] = [(0.0, 2.0), (0.0, 2.0), (1.9, 2.0)]
+    made.seen["mine"] = [(0.4, 0.6)]  # stands whatever the request's cost was: no second look
+    found = made.run()
+    assert found["liar"].verdict is Verdict.INTEGRITY
+    assert found["mine"].verdict is Verdict.OK
+    assert (made.looks.count("liar"), made.looks.count("mine")) == (1 + SECOND_LOOKS, 1)
+
+
+def test_what_may_be_a_requests_cost_convicts_nobody(track):
+    made = track({"mine": 0.5})
+    made.seen["mine"] = [(0.4, 2.0)]
+    assert made.run()["mine"].verdict is Verdict.OK
+    assert len(made.looks) == 1 + SECOND_LOOKS
+
+
 def test_on_a_cpu_the_claim_holds_the_call_too_so_a_launch_is_no_excuse(track):
     made = track({"mine": 0.05})
-    made.slopes["mine"] = [0.2]
+    made.seen["mine"] = [0.2]
     assert made.run()["mine"].verdict is Verdict.OK  # eager on a GPU: Python's launch took it
     made = track({"mine": 0.05})
-    made.slopes["mine"], made.bench.kind = [0.2], "cpu"
+    made.seen["mine"], made.bench.kind = [0.2], "cpu"
     assert made.run()["mine"].verdict is Verdict.INTEGRITY
 
 
 def test_a_busy_moment_convicts_nobody(track):
     made = track({"mine": 0.5})
-    made.slopes["mine"] = [9.0, 5.0, 0.4, 9.0]
+    made.seen["mine"] = [9.0, 5.0, 0.4, 9.0]
     out = made.run()["mine"]
     assert out.verdict is Verdict.OK
     assert out.measurement.judge_slope_ms == 0.4
@@ -431,7 +463,7 @@ def test_a_busy_moment_convicts_nobody(track):
 
 def test_one_that_dies_under_the_second_look_has_crashed(track):
     made = track({"mine": 0.5, "other": 0.6})
-    made.slopes["mine"] = [9.0, WorkerDied("gone")]
+    made.seen["mine"] = [9.0, WorkerDied("gone")]
     found = verdicts(made.run())
     assert found.pop("mine") is Verdict.CRASH
     assert set(found.values()) == {Verdict.OK}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -282,34 +282,6 @@ class Session:
             blocks=tuple(track.blocks),
             kernels=_kernels(track.kernels),
         )
-
-
-def judge_slope_ms(
-    contender: Contender, request_s: float, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Time per iteration by the judge's own clock: slope between few and many iterations, warm caches."""
-    few = 2
-    many = few + int(min(max(20.0 / max(contender.estimate_ms, 0.01), 3), 200))
-    contender.worker.ask("spin", {"kernel": contender.kernel, "iterations": few}, limit_s=request_s)
-
-    def wall(iterations: int) -> float:
-        begin = clock()
-        args = {"kernel": contender.kernel, "iterations": iterations}
-        contender.worker.ask("spin", args, limit_s=request_s)
-        return (clock() - begin) * 1e3
-
-    short = min(wall(few), wall(few))
-    return max(0.0, (min(wall(many), wall(many)) - short) / (many - few))
-
-
-def slope_contradicts(claimed_ms: float, slope_ms: float, captured: bool) -> bool:
-    """Whether a claimed cold time is too short for what the judge saw warm.
-
-    A cold iteration is no shorter than a warm one; 20 % and the cost of a launch (20 us
-    for a graph, 300 us for eager Python) are allowed for.
-    """
-    slack_ms = 0.02 if captured else 0.3
-    return claimed_ms < 0.8 * slope_ms - slack_ms
 
 
 def latency(contender: Contender, policy: Policy) -> Summary:

@@ -37,7 +37,7 @@ class Entry:
 
 
 def corpus(style: str | None = None) -> tuple[Entry, ...]:
-    """All programs, or those of one style, in the order of their names; raises ValueError for no such style."""
+    """All programs, or those of one style, in order of their names; raises ValueError for no such style."""
     if style is not None and style not in STYLES:
         raise ValueError(f"no style {style!r}; there are: {', '.join(STYLES)}")
     return tuple(entry for one in STYLES if style in (None, one) for entry in _style(one))

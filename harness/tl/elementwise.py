@@ -218,12 +218,7 @@ def _not(x: Value) -> Value:
 def _where(condition: Value, a: Value, b: Value) -> Value:
     if not isinstance(condition, Tensor):
         return a if condition else b
-    a, b = _number(a), _number(b)
-    if isinstance(a, int) and isinstance(b, int):
-        b = _tensor(b)
-    elif not (isinstance(a, Tensor) or isinstance(b, Tensor)):
-        b = _float(b)
-    return torch.where(truth(condition), a, b)
+    return torch.where(truth(condition), _number(a), _number(b))
 
 
 def _floor(x: Value) -> Value:

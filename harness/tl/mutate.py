@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from harness.tl import mutate_control, mutate_data, mutate_softmax, mutate_words, syntax
+from harness.tl import mutate_control, mutate_data, mutate_scores, mutate_softmax, mutate_words, syntax
 from harness.tl.mutate_tree import Kind, Tree
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
-    for module in (mutate_data, mutate_control, mutate_softmax, mutate_words)
+    for module in (mutate_data, mutate_control, mutate_softmax, mutate_scores, mutate_words)
     for kind in module.FAMILY.kinds
 }
 

@@ -29,7 +29,7 @@ def _diagonal_reversed(expr: Expr) -> Iterator[Expr]:
         yield s.Binary("-", s.Binary("+", x, s.Name("seq_q")), s.Name("seq_k"))
 
 
-# --- masks ---------------------------------------------------------------------------------------------------
+# --- masks ------------------------------------------------------------------------------------------------
 
 
 def _masks(tree: Tree) -> Iterator[tuple[Site, s.Compute, Expr]]:
@@ -132,7 +132,7 @@ def mask_wrong_index(tree: Tree) -> Iterator[Edit]:
         yield from _masks_by(tree, exchanged(a, b))
 
 
-# --- loops ------------------------------------------------------------------------------------------------------
+# --- loops ------------------------------------------------------------------------------------------------
 
 
 def _loops_by(tree: Tree, rule: Rule, *bounds: str) -> Iterator[Edit]:
@@ -260,7 +260,7 @@ def loop_body_hoisted(tree: Tree) -> Iterator[Edit]:
             yield tree.move_before(tree.site(first), site.number)
 
 
-# --- the grid ----------------------------------------------------------------------------------------------------
+# --- the grid ---------------------------------------------------------------------------------------------
 
 
 @_kind("the grid lacks an axis")

@@ -23,7 +23,7 @@ def _with_operand(st: s.Compute, at: int, new: Expr) -> s.Compute:
     return replace(st, operands=(*st.operands[:at], new, *st.operands[at + 1 :]))
 
 
-# --- GEMM and Reshape ------------------------------------------------------------------------------------
+# --- GEMM and Reshape -------------------------------------------------------------------------------------
 
 
 @_kind("the Reshape between two GEMMs is forgotten")
@@ -103,7 +103,7 @@ def gemm_dropped(tree: Tree) -> Iterator[Edit]:
         yield tree.drop(site)
 
 
-# --- copies ------------------------------------------------------------------------------------------------
+# --- copies -----------------------------------------------------------------------------------------------
 
 
 @_kind("a copy into fast memory is left out")
@@ -160,7 +160,7 @@ def coordinate_axis(tree: Tree) -> Iterator[Edit]:
                 yield tree.put(site, replace(st, coordinate=tuple((axis, e) for _, e in st.coordinate)))
 
 
-# --- stores --------------------------------------------------------------------------------------------------
+# --- stores -----------------------------------------------------------------------------------------------
 
 
 def _stores(tree: Tree) -> Iterator[tuple[Site, s.Copy]]:
@@ -191,7 +191,7 @@ def store_twice(tree: Tree) -> Iterator[Edit]:
         yield tree.edit(site, "a second store, one block further on", after={site.number: (moved,)})
 
 
-# --- offsets --------------------------------------------------------------------------------------------------
+# --- offsets ----------------------------------------------------------------------------------------------
 
 
 def _offsets(tree: Tree) -> Iterator[tuple[Site, s.Allocate]]:
@@ -240,7 +240,7 @@ def offset_zero(tree: Tree) -> Iterator[Edit]:
                 yield tree.put(site, replace(st, offset=(*st.offset[:at], s.Num(0), *st.offset[at + 1 :])))
 
 
-# --- shapes ----------------------------------------------------------------------------------------------------
+# --- shapes -----------------------------------------------------------------------------------------------
 
 
 def _shaped(tree: Tree) -> Iterator[tuple[Site, s.Allocate | s.Copy]]:

@@ -110,7 +110,7 @@ def sources(st: Statement) -> set[str]:
             return set()
 
 
-# --- small expressions --------------------------------------------------------------------------------
+# --- small expressions ------------------------------------------------------------------------------------
 
 
 def named(expr: Expr | None, *ids: str) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from harness.tl import syntax as s
 from harness.tl.format import format_statement
-from harness.tl.mutate_parts import is_minus_infinity, is_number
+from harness.tl.mutate_parts import Rule, altered, is_minus_infinity, is_number
 from harness.tl.syntax import Statement
 
 T = TypeVar("T", bound=Statement)
@@ -138,6 +138,11 @@ class Tree:
         """Allocations with a start value."""
         return ((site, st) for site, st in self.all(s.Allocate) if st.init is not None)
 
+    def work(self) -> Iterator[tuple[Site, s.Compute | s.Infix]]:
+        """Every statement that computes."""
+        yield from self.all(s.Compute)
+        yield from self.all(s.Infix)
+
     # --- changing ---
 
     def edit(
@@ -160,6 +165,12 @@ class Tree:
         """Another statement in its place."""
         title = f"`{format_statement(self.at(site.number))}` becomes `{format_statement(new)}`"
         return self.edit(site, title, {site.number: (new,)})
+
+    def infix_by(self, rule: Rule) -> Iterator[Edit]:
+        """Every infix statement with one part of its expression replaced."""
+        for site, st in self.all(s.Infix):
+            for new in altered(st, rule):
+                yield self.put(site, new)
 
     def drop(self, site: Site) -> Edit:
         return self.edit(site, f"no `{format_statement(self.at(site.number))}`", {site.number: ()})

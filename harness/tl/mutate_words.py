@@ -26,7 +26,7 @@ _OTHER_SIGN = {"+": ("*", "-"), "-": ("+",), "*": ("+", "/"), "/": ("*",)}
 _OTHER_FUNCTION = {"exp": ("exp2",), "tanh": ("sigmoid",)}
 
 
-# --- names -------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------
 
 
 def _misspelt(name: str) -> str:
@@ -80,7 +80,7 @@ def allocation_twice(tree: Tree) -> Iterator[Edit]:
         yield tree.twice(site)
 
 
-# --- operations ----------------------------------------------------------------------------------------------
+# --- operations -------------------------------------------------------------------------------------------
 
 
 @_kind("a wrong operation: Add for Multiply, RowMax for RowSum, Exp2 for Exp")
@@ -95,9 +95,7 @@ def operation_wrong(tree: Tree) -> Iterator[Edit]:
     for site, st in tree.all(s.Compute):
         for op in _OTHER_OPERATION.get(st.op, ()):
             yield tree.put(site, replace(st, op=op))
-    for site, infix in tree.all(s.Infix):
-        for new in altered(infix, rule):
-            yield tree.put(site, new)
+    yield from tree.infix_by(rule)
 
 
 @_kind("the operands of a difference or a quotient change places")
@@ -110,9 +108,7 @@ def operation_reversed(tree: Tree) -> Iterator[Edit]:
     for site, st in tree.all(s.Compute):
         if st.op in ("Subtract", "Divide") and not named(st.operands[0], *tree.maxima):
             yield tree.put(site, replace(st, operands=st.operands[::-1]))
-    for site, infix in tree.all(s.Infix):
-        for new in altered(infix, rule):
-            yield tree.put(site, new)
+    yield from tree.infix_by(rule)
 
 
 def _registers(tree: Tree, axes: int) -> list[str]:
@@ -127,10 +123,8 @@ def _confusions(tree: Tree, pairs: list[tuple[str, str]]) -> Iterator[Edit]:
                 yield tree.put(site, new)
             if a in (g.name for g in st.get):
                 yield tree.put(site, replace(st, get=(s.Get(b),)))
-    for site, infix in tree.all(s.Infix):
-        for a, b in pairs:
-            for new_infix in altered(infix, exchanged(a, b)):
-                yield tree.put(site, new_infix)
+    for a, b in pairs:
+        yield from tree.infix_by(exchanged(a, b))
 
 
 @_kind("a matrix of the block is taken for another: S for P, O for S")
@@ -156,7 +150,7 @@ def parameter_confused(tree: Tree) -> Iterator[Edit]:
                 yield from (tree.put(tree.site(number), new) for new in altered(st, rule))
 
 
-# --- types, tiles, schedule -------------------------------------------------------------------------------------
+# --- types, tiles, schedule -------------------------------------------------------------------------------
 
 
 @_kind("a state, an accumulator or the scores are kept in fp16")

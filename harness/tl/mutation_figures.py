@@ -1,4 +1,4 @@
-"""Owns the measurement of the checker: how many planted defects it finds, how many correct programs it blames.
+"""Owns the measurement of the checker: planted defects it finds, correct programs it blames.
 
 A mutant of a correct program is found by the checker (an error, with or without a target), else by the
 interpreter (a wrong result, or none, on small workloads), else looked at once more on other, larger
@@ -17,6 +17,7 @@ from harness.tl import ir, syntax
 from harness.tl.check import check
 from harness.tl.corpus_index import Entry, corpus
 from harness.tl.diagnostics import Severity
+from harness.tl.format import format_program
 from harness.tl.mutate import KINDS, Mutant, mutants
 from harness.tl.mutation_trials import Expected, Trial, fails, first_trials, second_trials
 from harness.tl.parse import parse
@@ -146,8 +147,9 @@ class _Origin:
 
     def judge(self, mutant: Mutant) -> Verdict:
         resolved: ir.Program | None = None
+        written = parse(format_program(mutant.program))  # every statement has a line of its own
         for target in TARGETS:
-            codes, resolved = _errors(mutant.program, self.task, target)
+            codes, resolved = _errors(written, self.task, target)
             if codes or resolved is None:
                 return Verdict(self.name, mutant, Outcome.CHECKER, codes)
         assert resolved is not None

@@ -10,8 +10,6 @@ from harness.measure.session import (
     ContenderFailed,
     Policy,
     Session,
-    judge_slope_ms,
-    slope_contradicts,
 )
 from harness.measure.telemetry import open_telemetry
 from harness.worker.protocol import WorkerDied
@@ -304,46 +302,3 @@ def test_every_phase_has_rounds_however_sampling_ends(request, policy):
     assert session.visited["candidate"] == {0, 1}  # else nothing of this phase could be checked
     assert session.stopped == request.node.callspec.id
     assert len(session.rounds["candidate"]) <= policy.max_rounds
-
-
-def test_the_judges_clock_contradicts_a_claim_that_is_too_short():
-    assert slope_contradicts(claimed_ms=0.5, slope_ms=1.0, captured=True)
-    assert not slope_contradicts(claimed_ms=1.05, slope_ms=1.0, captured=True)
-    assert not slope_contradicts(claimed_ms=0.002, slope_ms=0.02, captured=True)  # a launch
-    assert not slope_contradicts(claimed_ms=0.2, slope_ms=0.5, captured=False)  # of Python's
-    assert slope_contradicts(claimed_ms=0.2, slope_ms=0.5, captured=True)
-
-
-class Spinner:
-    """Takes `fixed_s` a request and `each_s` an iteration on its own clock; `late` delays single requests."""
-
-    def __init__(self, fixed_s, each_s, late=()):
-        self.now, self.fixed_s, self.each_s, self.late, self.asked = 0.0, fixed_s, each_s, list(late), []
-
-    def ask(self, op, args, *, limit_s):
-        assert op == "spin"
-        self.asked.append(args["iterations"])
-        self.now += self.fixed_s + self.each_s * args["iterations"] + (self.late.pop(0) if self.late else 0)
-        return {"samples_ms": "what it says is not asked"}
-
-    def slope(self, estimate_ms):
-        contender = Contender("c", self, "c", estimate_ms, True)
-        return judge_slope_ms(contender, 1.0, clock=lambda: self.now)
-
-
-def test_the_judges_slope_is_time_per_iteration_without_the_fixed_cost():
-    assert Spinner(0.5, 0.002).slope(2.0) == pytest.approx(2.0)
-
-
-def test_one_late_answer_does_not_change_the_judges_slope():
-    for late in ((9, 9), (0, 9), (0, 0, 9), (0, 0, 0, 9), (0, 0, 0, 0, 9)):
-        assert Spinner(0.5, 0.002, late).slope(2.0) == pytest.approx(2.0)
-
-
-def test_the_judges_slope_takes_more_iterations_of_what_claims_to_be_fast():
-    fast, slow = Spinner(0.1, 1e-5), Spinner(0.1, 1.0)
-    fast.slope(0.01)
-    slow.slope(1000.0)
-    assert max(fast.asked) == 202
-    assert max(slow.asked) == 5
-    assert Spinner(0.1, 0.0).slope(1.0) == 0.0

@@ -26,20 +26,22 @@ def load(node: ir.Load, scope: Scope, name: str, turned: bool) -> None:
     over = node.via if node.via is not None else matrix
     rows = _window(scope, over, "row", node.row, tile.shape[0], "row", "rows", "first", node.via is not None)
     cols = _window(scope, matrix, "col", node.col, tile.shape[1], "col", "cols", "first_col")
-    guard = _fixed_inside(scope, matrix)
+    guards = _fixed_inside(scope, matrix) + (_fixed_inside(scope, node.via) if node.via is not None else [])
+    rows = _guarded(scope, rows, guards)
+    pad = scope.use(rounded(scope.scalars.value(node.pad), tile))
     if node.via is not None:
-        guard += _fixed_inside(scope, node.via)
-    if not (rows.whole and cols.whole) or guard or node.via is not None:
-        pad = scope.use(rounded(scope.scalars.value(node.pad), tile))
-        if node.via is not None or guard:
-            scope.line(f"{name}[:] = {pad}")
-        else:
-            _fill_outside(scope, name, pad, tile, rows, cols)
-    if guard:
-        with scope.block(f"if {' and '.join(guard)}:"):
-            _read(node, scope, name, turned, rows, cols)
-    else:
-        _read(node, scope, name, turned, rows, cols)
+        scope.line(f"{name}[:] = {pad}")
+    elif not (rows.whole and cols.whole):
+        _fill_outside(scope, name, pad, tile, rows, cols)
+    _read(node, scope, name, turned, rows, cols)
+
+
+def _guarded(scope: Scope, rows: Window, guards: list[str]) -> Window:
+    """No rows where a fixed index (a head that does not exist, say) lies outside the tensor."""
+    if not guards:
+        return rows
+    scope.line(f"rows = {rows.last} if {' and '.join(guards)} else 0")
+    return Window(rows.base, rows.first, "rows", False)
 
 
 def _fill_outside(scope: Scope, name: str, pad: str, tile: ir.Tile, rows: Window, cols: Window) -> None:
@@ -98,12 +100,8 @@ def store(node: ir.Store, scope: Scope, name: str) -> None:
         raise NoText(f"{matrix.tensor} is an input of the task, which a kernel must not write")
     rows = _window(scope, matrix, "row", node.row, tile.shape[0], "row", "rows", "first")
     cols = _window(scope, matrix, "col", node.col, tile.shape[1], "col", "cols", "first_col")
-    guard = _fixed_inside(scope, matrix)
-    if guard:
-        with scope.block(f"if {' and '.join(guard)}:"):
-            _write(node, scope, name, rows, cols)
-    else:
-        _write(node, scope, name, rows, cols)
+    rows = _guarded(scope, rows, _fixed_inside(scope, matrix))
+    _write(node, scope, name, rows, cols)
 
 
 def _write(node: ir.Store, scope: Scope, name: str, rows: Window, cols: Window) -> None:

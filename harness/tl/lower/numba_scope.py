@@ -13,7 +13,7 @@ from harness.tl.lower.numba_text import Kind, Names, NoText, Text, Writer
 from harness.tl.problem import SIZES, TaskLike, TensorLike, symbols
 from harness.tl.syntax import Statement
 
-LOCALS = ("r", "c", "row", "rows", "col", "cols", "live", "total", "x", "first", "first_col", "work", "full")
+LOCALS = ("r", "c", "row", "rows", "col", "cols", "live", "total", "x", "first", "first_col", "work")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,4 @@
+from __future__ import annotations
+from typing import Any
+def check_capacity(*a: Any, **k: Any) -> list[Any]:
+    return []

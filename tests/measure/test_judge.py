@@ -1,0 +1,134 @@
+"""The judge's own clock on simulated workers: what it asks for, and that load neither convicts nor clears."""
+
+import itertools
+import random
+
+import pytest
+
+from harness.measure.judge import (
+    BURST_MS,
+    CPU_SLACK_MS,
+    EAGER_SLACK_MS,
+    GRAPH_SLACK_MS,
+    HALVINGS,
+    MOST,
+    JudgesClock,
+    contradicts,
+)
+from harness.race import SECOND_LOOKS
+
+LOOKS = 1 + SECOND_LOOKS
+NANOSECOND = 1e-6  # in ms
+
+
+class Spinner:
+    """Takes `fixed_ms` a request and `each_ms` an iteration, both numbers or functions, on its own clock.
+
+    `late` delays single requests, in order.
+    """
+
+    def __init__(self, fixed_ms, each_ms, late=()):
+        self.now, self.late, self.asked = 0.0, iter(late), []
+        self.fixed, self.each = (x if callable(x) else lambda x=x: x for x in (fixed_ms, each_ms))
+
+    def ask(self, op, args, *, limit_s):
+        assert op == "spin"
+        n = args["iterations"]
+        self.asked.append(n)
+        ms = self.fixed() + sum(self.each() for _ in range(n)) + next(self.late, 0)
+        self.now += ms / 1e3
+        return {"samples_ms": "what it says is not asked"}
+
+    def seen(self, looks=1):
+        clock = JudgesClock(self, "c", 1.0, clock=lambda: self.now)
+        for _ in range(looks):
+            clock.look()
+        return clock
+
+
+def test_the_judge_sees_the_time_per_iteration_without_what_a_request_costs():
+    seen = Spinner(0.5, 2.0).seen()
+    assert seen.slope_ms == pytest.approx(2.0)
+    assert 2.0 < seen.at_most_ms < 2.1
+
+
+def test_how_many_iterations_is_the_judges_own_choice():
+    for each in (0.01, 0.05, 0.2, 1.0, 9.0, 1000.0):
+        spinner = Spinner(0.1, each)
+        assert spinner.seen().slope_ms == pytest.approx(each)
+        most = max(spinner.asked)
+        assert BURST_MS / 2 <= most * each <= max(BURST_MS, 3 * each) or most == MOST
+    assert Spinner(0.1, 0.0).seen(LOOKS).slope_ms == 0.0
+
+
+def test_each_look_has_shorter_bursts():
+    spinner = Spinner(0.1, 0.1)
+    clock = JudgesClock(spinner, "c", 1.0, clock=lambda: spinner.now)
+    longest = []
+    for _ in range(1 + HALVINGS):
+        spinner.asked.clear()
+        clock.look()
+        longest.append(max(spinner.asked))
+    assert longest == sorted(longest, reverse=True)
+    assert longest[-1] < longest[0] / 8
+
+
+@pytest.mark.parametrize("late", range(24))
+def test_one_late_answer_changes_nothing_after_a_second_look(late):
+    seen = Spinner(0.15, 0.065, [0] * late + [30]).seen(2)
+    assert seen.slope_ms == pytest.approx(0.065, rel=0.02)
+
+
+def test_a_nanosecond_does_not_pass_by_a_late_answer_to_a_short_request():
+    """As recorded on two cores: 2, 2, 2, 5 and 5 iterations took, in ms and twice over
+
+    0.417 0.291 0.273 0.477 0.461 and 1.385 0.505 0.496 0.543 0.658, of 0.148 a request and 0.063 an
+    iteration. Five only, because the worker had estimated 24 ms. The slopes were 0.0623 and 0.0144,
+    the least of them decided, and a claim of 2 ns stood.
+    """
+    short, long = 0.496, 0.543
+    assert not contradicts(2 * NANOSECOND, (long - short) / 3, GRAPH_SLACK_MS)  # how it came to stand
+    delays = [0.143, 0.017, 0, 0.014, 0, 1.111, 0.231, 0.222, 0.08, 0.195]
+    for turn in range(len(delays)):
+        late = itertools.cycle(delays[turn:] + delays[:turn])
+        seen = Spinner(0.148, 0.063, late).seen(LOOKS)
+        assert seen.slope_ms == pytest.approx(0.063, rel=0.1)
+        assert contradicts(2 * NANOSECOND, seen.slope_ms, CPU_SLACK_MS)
+
+
+@pytest.mark.parametrize("slow", range(0, 100, 3))
+def test_a_nanosecond_does_not_pass_when_the_load_ends_in_the_middle(slow):
+    """As recorded beside four busy programs: iterations of 32 ms, and from some moment on of 0.065 ms."""
+    times = itertools.chain(itertools.repeat(32.0, slow), itertools.repeat(0.065))
+    seen = Spinner(0.2, lambda: next(times)).seen(LOOKS)
+    assert seen.slope_ms == pytest.approx(0.065, rel=0.05)
+    times = itertools.chain(itertools.repeat(0.065, slow), itertools.repeat(32.0))
+    assert Spinner(0.2, lambda: next(times)).seen(LOOKS).slope_ms >= 0.064
+
+
+@pytest.mark.parametrize("each_ms", [0.005, 0.065, 0.4, 3.0])
+def test_on_a_loaded_machine_a_nanosecond_is_caught_and_an_honest_time_stands(each_ms):
+    """Now and then the processor is somebody else's for some milliseconds, in a request or between calls."""
+    for seed in range(50):
+        lot = random.Random(seed)
+
+        def interrupted(ms, lot=lot):
+            """On the average, 4 ms of work and 4 ms of waiting take turns."""
+            return ms + (lot.expovariate(1 / 4) if lot.random() < ms / 4 else 0)
+
+        claimed = sorted(interrupted(each_ms) for _ in range(200))[180]
+        seen = Spinner(
+            lambda lot=lot: 0.15 + (lot.expovariate(1 / 4) if lot.random() < 0.5 else 0),
+            lambda: interrupted(each_ms),
+        ).seen(LOOKS)
+        assert contradicts(2 * NANOSECOND, seen.slope_ms, CPU_SLACK_MS), seed
+        assert not contradicts(claimed, seen.slope_ms, CPU_SLACK_MS), (seed, claimed, seen.slope_ms)
+
+
+def test_the_judges_clock_contradicts_a_claim_that_is_too_short():
+    assert contradicts(0.5, 1.0, GRAPH_SLACK_MS)
+    assert not contradicts(1.05, 1.0, GRAPH_SLACK_MS)
+    assert not contradicts(0.002, 0.02, GRAPH_SLACK_MS)  # a launch
+    assert not contradicts(0.2, 0.5, EAGER_SLACK_MS)  # of Python's
+    assert contradicts(0.2, 0.5, GRAPH_SLACK_MS)
+    assert contradicts(2 * NANOSECOND, 0.003, CPU_SLACK_MS)  # microseconds
