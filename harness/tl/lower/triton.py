@@ -11,7 +11,7 @@ from harness.tl.lower.choices import Row, default_table
 from harness.tl.lower.lowered import Lowered, LowerError
 from harness.tl.lower.triton_kernel import KernelText
 from harness.tl.lower.triton_memory import PRELUDE, Access
-from harness.tl.lower.triton_values import Values, bare
+from harness.tl.lower.triton_values import bare
 from harness.tl.problem import SIZES, TaskLike, symbols
 
 _CONSTEXPR_SIZES = ("dim", "dim_v", "group")
@@ -208,6 +208,7 @@ def _constants(program: ir.Program, text: KernelText, words: set[str]) -> list[s
             if constant in words and constant not in names:
                 names.append(constant)
     names += [n for n, _ in program.parameters if n in words]
+    names += [n for n in text.evens if n in words]
     return [*names, *(n for n in ("OPERAND", "PRECISION", "TMA", "FOLD", "OVERLAP") if n in words)]
 
 
@@ -317,6 +318,7 @@ def _launch(program: ir.Program, kernel: ir.Kernel, text: KernelText, kinds: Map
     operands += [f for f in text.factors if f in words]
     given = {"OPERAND": f"OPERANDS[{_first_tensor(text)}.dtype]", "PRECISION": "precision", "TMA": "tma", "FOLD": "fold",
              "OVERLAP": "bool(c.overlap)"}  # fmt: skip
+    given |= {name: f"{_python(whole)} >= {_python(stop)}" for name, (whole, stop) in text.evens.items()}
     for constant in _constants(program, text, words):
         if constant.endswith("_p") and constant[:-2] in text.sizes.values():
             operands.append(f"{constant}=_padded({constant[:-2]})")
@@ -335,6 +337,3 @@ def _first_tensor(text: KernelText) -> str:
 def _extent(text: KernelText, access: Access, at: int) -> str:
     name = text.block(access.shape[at])
     return f"_padded({name[:-2]})" if name.endswith("_p") else name
-
-
-__all__ = ["Values", "lower_triton"]

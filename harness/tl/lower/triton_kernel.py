@@ -26,6 +26,7 @@ class KernelText:
     lines: list[str] = field(default_factory=list)
     sizes: dict[ir.Expr, str] = field(default_factory=dict)
     factors: dict[str, str] = field(default_factory=dict)  # argument -> host text of a score factor
+    evens: dict[str, tuple[ir.Expr, ir.Expr]] = field(default_factory=dict)  # constexpr -> (whole rounds end, loop ends)
     depth: int = 1
 
     def __post_init__(self) -> None:
@@ -467,6 +468,7 @@ class KernelText:
         self.note(node, "  (rounds that need no mask apart)")
         self.put(f"{v}_start, {v}_stop = {start}, {stop}")
         spans = self._spans(v, peeled)
+        self._even(node, peeled)
         if ahead is None:
             self._in_turn(node, spans)
         else:
@@ -503,10 +505,29 @@ class KernelText:
         self.put(f"{v}_tail = tl.maximum({tail}, {whole})")
         return [*spans, (whole, f"{v}_tail", False), (f"{v}_tail", f"{v}_stop", True)]
 
+    def _even(self, node: ir.For, peeled: Peeled | None) -> None:
+        """Where the end of the rounds without a mask is known before the launch, so is whether any are left."""
+        known = {"seq_q", "seq_k", "dim", "dim_v", "batch", "heads", "kv_heads", "group", *self.parameters}
+        if peeled is None or peeled.lows or not peeled.highs or node.start != ir.Const(0):
+            return
+        whole = peeled.highs[0]
+        for high in peeled.highs[1:]:
+            whole = ir.Op("min", (whole, high))
+        symbols = {p.name for e in (whole, node.stop) for p in ir.walk(e) if isinstance(p, ir.Sym)}
+        if symbols <= known and not any(isinstance(p, ir.Op) and p.fn == "where" for p in ir.walk(whole)):
+            self.evens[f"EVEN_{node.var}"] = (whole, node.stop)
+
     def _in_turn(self, node: ir.For, spans: list[tuple[str, str, bool]]) -> None:
-        for start, stop, masked in spans:
+        even = f"EVEN_{node.var}"
+        for n, (start, stop, masked) in enumerate(spans):
             self._masked = masked
-            self._loop(node, start, stop)
+            if n and masked and even in self.evens:
+                self.put(f"if not {even}:")
+                self.depth += 1
+                self._loop(node, start, stop)
+                self.depth -= 1
+            else:
+                self._loop(node, start, stop)
 
     def _overlapped(
         self, node: ir.For, spans: list[tuple[str, str, bool]], head: tuple[ir.Node, ...], rest: tuple[ir.Node, ...]

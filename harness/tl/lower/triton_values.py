@@ -173,7 +173,7 @@ class Values:
             "sqrt": f"tl.sqrt({x})",
             "rsqrt": f"tl.math.rsqrt({x})",
             "tanh": f"tanh({x})",
-            "sigmoid": f"(1.0 / (1.0 + tl.math.exp2(-{LOG2_E} * {parts[0]})))",
+            "sigmoid": f"(1.0 / (1.0 + tl.math.exp2({parts[0]} * (-{LOG2_E}))))",
             "relu": f"tl.maximum({x}, 0.0)",
             "reciprocal": f"inverse({x})",
             "floor": f"tl.floor({x})",
