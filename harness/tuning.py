@@ -68,28 +68,38 @@ def tune(program: ir.Program, task: Task, target: Target, workloads: Sequence[Wo
          workers: int | None = None) -> tuple[Tuned, Lowered]:  # fmt: skip
     """The best choice for each workload by measuring, and the candidate with that table."""
     began = time.monotonic()
-    spaces = {(w.dim, w.dim_v): choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize) for w in workloads}
+    spaces = {
+        (w.dim, w.dim_v): choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize) for w in workloads
+    }
     smallest = {dims: min((w for w in workloads if (w.dim, w.dim_v) == dims), key=lambda w: w.seq_q * w.batch)
                 for dims in spaces}  # fmt: skip
     source = _searchable(program, task, spaces)
     folder = source.write(scratch / source.name)
-    jobs = [(str(folder), smallest[dims], task.name, choice) for dims, space in spaces.items() for choice in space]
+    jobs = [
+        (str(folder), smallest[dims], task.name, choice) for dims, space in spaces.items() for choice in space
+    ]
     count = workers or max(1, (os.cpu_count() or 2) - 2)
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:  # CUDA does not survive a fork
-        broken = {(j[1].dim, j[1].dim_v, _key(j[3])): e for j, e in zip(jobs, pool.map(_try, jobs, chunksize=2), strict=True) if e}
+        broken = {
+            (j[1].dim, j[1].dim_v, _key(j[3])): e
+            for j, e in zip(jobs, pool.map(_try, jobs, chunksize=2), strict=True)
+            if e
+        }
     tuned = Tuned(task.name, torch.cuda.get_device_name(), ())
     rows: dict[tuple[int, int, int], Row] = {}
     for w in workloads:
         best = _best(str(folder), w, task, spaces[w.dim, w.dim_v], broken, tuned.timings)
         if best is not None:
-            row = Row.of(w.torch_dtype.itemsize, max(w.dim, w.dim_v), w.seq_q, best)
+            row = Row.of(w.torch_dtype.itemsize, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), best)
             rows.setdefault((row.bytes, row.dim, row.seq), row)
     tuned.rows = tuple(rows[k] for k in sorted(rows))
     tuned.wall_s = time.monotonic() - began
     return tuned, lower_triton(program, task, target, tuned.rows or None)
 
 
-def _searchable(program: ir.Program, task: Task, spaces: Mapping[tuple[int, int], Iterable[Mapping[str, int]]]) -> Lowered:
+def _searchable(
+    program: ir.Program, task: Task, spaces: Mapping[tuple[int, int], Iterable[Mapping[str, int]]]
+) -> Lowered:
     everything = [Row.of(2, 1 << 20, n, c) for n, c in enumerate(x for s in spaces.values() for x in s)]
     return lower_triton(program, task, None, everything)
 
@@ -145,7 +155,9 @@ def _attention(folder: str, choice: Mapping[str, int]) -> object:
     return module.attention  # type: ignore[attr-defined]
 
 
-def _call(folder: str, task: Task, w: Workload, tensors: Mapping[str, torch.Tensor], choice: Mapping[str, int]) -> None:
+def _call(
+    folder: str, task: Task, w: Workload, tensors: Mapping[str, torch.Tensor], choice: Mapping[str, int]
+) -> None:
     _attention(folder, choice)(**tensors, **task.scalars(w))  # type: ignore[operator]
 
 
@@ -163,7 +175,14 @@ def _try(job: tuple[str, Workload, str, Mapping[str, int]]) -> str:
     return ""
 
 
-def _time(folder: str, task: Task, w: Workload, tensors: Mapping[str, torch.Tensor], choice: Mapping[str, int], ms: int) -> float:
+def _time(
+    folder: str,
+    task: Task,
+    w: Workload,
+    tensors: Mapping[str, torch.Tensor],
+    choice: Mapping[str, int],
+    ms: int,
+) -> float:
     """Milliseconds of one call, the median of graph replays that take about that long together."""
     _call(folder, task, w, tensors, choice)
     torch.cuda.synchronize()

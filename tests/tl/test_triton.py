@@ -121,7 +121,9 @@ def test_a_mutant_gives_the_mutant_kernel(differences, edit):
     task, right = program("reference", "mha_causal")
     w = shape(task, 100, 128, "fp32")
     wrong = resolve(parse(edited(edit)), task)
-    outputs = [interpret(p, task, w, inputs(task, w), {"BM": 64, "BN": 32}).outputs["out"] for p in (wrong, right)]
+    outputs = [
+        interpret(p, task, w, inputs(task, w), {"BM": 64, "BN": 32}).outputs["out"] for p in (wrong, right)
+    ]
     assert not (outputs[0] - outputs[1]).abs().max() < 1e-3  # and the mutant is one
 
 
@@ -138,7 +140,11 @@ def test_the_source_is_the_same_each_time_and_names_every_statement():
     one, two = (lower_triton(prog, task, find_target("h100")).files["attention.py"] for _ in range(2))
     assert one == two
     compile(one, "attention.py", "exec")
-    for statement in ("Compute GEMM Q, K^T and get S", "Compute Softmax S, m, l and rescale O", "Reshape S from"):
+    for statement in (
+        "Compute GEMM Q, K^T and get S",
+        "Compute Softmax S, m, l and rescale O",
+        "Reshape S from",
+    ):
         assert f"# {statement}" in one
 
 

@@ -41,7 +41,13 @@ def trials() -> dict[str, Trial]:
         if fits(name, tiles, dtype):
             turn = TILES.index(tiles) + TASKS.index(name)
             warps = 8 if tiles[0] == 128 else 4
-            choice = (("BM", tiles[0]), ("BN", tiles[1]), ("warps", warps), ("stages", 2), ("overlap", turn % 2))
+            choice = (
+                ("BM", tiles[0]),
+                ("BN", tiles[1]),
+                ("warps", warps),
+                ("stages", 2),
+                ("overlap", turn % 2),
+            )
             shapes = tuple(shape(find(name), *seqs, dtype) for seqs in SHAPES)
             out[f"{name} {tiles} {dtype}"] = Trial(name, text_of("reference", name), shapes, choice, "cuda")
     small = (("BM", 64), ("BN", 32), ("warps", 4), ("stages", 2))

@@ -38,7 +38,9 @@ def program(style: str, task: str) -> tuple[Task, ir.Program]:
 
 
 def load(lowered: Lowered, folder: Path) -> ModuleType:
-    path = lowered.write(folder / f"{lowered.name}_{abs(hash(lowered.files['attention.py']))}") / "attention.py"
+    path = (
+        lowered.write(folder / f"{lowered.name}_{abs(hash(lowered.files['attention.py']))}") / "attention.py"
+    )
     spec = importlib.util.spec_from_file_location(path.parent.name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -57,7 +59,9 @@ def shape(task: Task, seq_q: int, seq_k: int, dtype: str, heads: int = 2, batch:
     kv = {"mha": heads, "mha_causal": heads, "mqa_causal": 1}.get(task.name, max(1, heads // 2))
     kv = heads if like.heads == like.kv_heads and task.name != "mqa_causal" else kv
     parameters = tuple((k, 40 if k == "window" else v) for k, v in like.parameters)
-    return like.with_(batch=batch, heads=heads, kv_heads=kv, seq_q=seq_q, seq_k=seq_k, dtype=dtype, parameters=parameters)
+    return like.with_(
+        batch=batch, heads=heads, kv_heads=kv, seq_q=seq_q, seq_k=seq_k, dtype=dtype, parameters=parameters
+    )
 
 
 def difference(

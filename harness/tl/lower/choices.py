@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from harness.targets import Target
 from harness.tl import ir
 from harness.tl.evaluate import evaluate
 from harness.tl.syntax import Level
-from harness.targets import Target
 
 _LAUNCH = {"warps": (4, 8), "stages": (2, 3)}
 _PREFERRED = {"warps": 8, "stages": 2}
@@ -17,7 +17,8 @@ _PREFERRED = {"warps": 8, "stages": 2}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A choice and the calls it serves: elements of that many bytes, head dimensions up to `dim`, from `seq` on."""
+    """A choice and the calls it serves: elements of that many bytes, head dimensions up to `dim`,
+    the longer of its sequences at least `seq`."""
 
     bytes: int
     dim: int
@@ -47,7 +48,13 @@ def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v
     env = {**choice, "dim": dim, "dim_v": dim_v}
     total = 0
     for kernel in program.kernels:
-        inside = {t for n in ir.nodes(kernel.body) if isinstance(n, ir.For) for x in ir.nodes(n.body) for t in ir.writes(x)}
+        inside = {
+            t
+            for n in ir.nodes(kernel.body)
+            if isinstance(n, ir.For)
+            for x in ir.nodes(n.body)
+            for t in ir.writes(x)
+        }
         here = 0
         for tile in kernel.tiles:
             if tile.level is Level.SHARED:

@@ -9,7 +9,7 @@ from harness.targets import Target
 from harness.tl import ir
 from harness.tl.lower.choices import Row, default_table
 from harness.tl.lower.lowered import Lowered, LowerError
-from harness.tl.lower.triton_kernel import KernelText
+from harness.tl.lower.triton_loops import KernelText
 from harness.tl.lower.triton_memory import PRELUDE, Access
 from harness.tl.lower.triton_values import bare
 from harness.tl.problem import SIZES, TaskLike, symbols
@@ -47,7 +47,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def _choose(element_size: int, dim: int, seq: int) -> Choice:
-    """The choice for the smallest head dimension that is large enough, and the longest sequence not longer."""
+    """The choice for the smallest head dimension that is large enough, and the longest sequences not longer."""
     rows = [row for row in CHOICES if row[0] == element_size] or list(CHOICES)
     dims = [row[1] for row in rows if row[1] >= dim] or [max(row[1] for row in rows)]
     rows = [row for row in rows if row[1] == min(dims)]
@@ -86,12 +86,23 @@ def lower_triton(
 ) -> Lowered:
     """The candidate's files; tiles by the table, or one choice for all, or the default. Raises LowerError."""
     if target is not None and (target.capability is None or target.capability < (8, 0)):
-        raise LowerError(f"Triton makes no tensor-core code for {target.name}", None, "choose a target from sm_80 on")
-    rows = tuple(table) if table else (Row.of(2, 256, 0, _full(program, choice)),) if choice else default_table(program, target)
+        raise LowerError(
+            f"Triton makes no tensor-core code for {target.name}", None, "choose a target from sm_80 on"
+        )
+    rows = (
+        tuple(table)
+        if table
+        else (Row.of(2, 256, 0, _full(program, choice)),)
+        if choice
+        else default_table(program, target)
+    )
     _powers_of_two(program, rows)
     overlap = any(dict(row.choice).get("overlap") for row in rows)
     texts = [_kernel(program, kernel, task, overlap) for kernel in program.kernels]
-    parts = [HEAD.format(title=getattr(task, "title", task.name), name=program.name, about=ABOUT), _choices(program, rows)]
+    parts = [
+        HEAD.format(title=getattr(task, "title", task.name), name=program.name, about=ABOUT),
+        _choices(program, rows),
+    ]
     body = "".join(text for text, _ in texts)
     parts.append(_prelude(body))
     parts.append(body)
@@ -180,13 +191,17 @@ def _grid_indices(kernel: ir.Kernel, text: KernelText) -> None:
             text.put(f"{axis.name} = pid % ({extent})")
             text.put(f"pid = pid // ({extent})")
         if axis.role == "rows" and _grows(kernel, axis.name):
-            text.put(f"{axis.name} = {extent} - 1 - {axis.name}  # the last rows have most to do: they start first")
+            text.put(
+                f"{axis.name} = {extent} - 1 - {axis.name}  # the last rows have most to do: they start first"
+            )
 
 
 def _grows(kernel: ir.Kernel, row: str) -> bool:
     """Whether later rows have longer loops."""
     return any(
-        isinstance(n, ir.For) and ir.Sym(row) in set(ir.walk(n.stop)) and ir.Sym(row) not in set(ir.walk(n.start))
+        isinstance(n, ir.For)
+        and ir.Sym(row) in set(ir.walk(n.stop))
+        and ir.Sym(row) not in set(ir.walk(n.start))
         for n in ir.nodes(kernel.body)
     )
 
@@ -239,9 +254,13 @@ def _attention(program: ir.Program, task: TaskLike, texts: Sequence[KernelText])
         f'    precision = "ieee" if {first}.dtype == torch.float32 else "tf32"',
     ]
     lines += [f"    {name} = c.{name}" for name, _ in program.parameters]
-    for matrix in dict.fromkeys(m for t in texts for a in t.accesses.all() for m in [a.matrix] if m.workspace):
+    for matrix in dict.fromkeys(
+        m for t in texts for a in t.accesses.all() for m in [a.matrix] if m.workspace
+    ):
         shape = ", ".join(bare(_python(e)) for e in matrix.workspace)
-        lines.append(f"    {matrix.tensor} = torch.empty(({shape},), dtype=torch.float32, device={first}.device)")
+        lines.append(
+            f"    {matrix.tensor} = torch.empty(({shape},), dtype=torch.float32, device={first}.device)"
+        )
     for kernel, text in zip(program.kernels, texts, strict=True):
         lines += _launch(program, kernel, text, symbols(task))
     return "\n\n" + "\n".join(lines) + "\n"
@@ -252,7 +271,9 @@ def _sizes(task: TaskLike) -> list[str]:
     for tensor in task.tensors:
         fresh = [a for a in tensor.axes if a in SIZES and a not in known]
         if fresh and tensor.role == "input":
-            lines.append(f"    {', '.join(a if a in fresh else '_' for a in tensor.axes)}{',' if len(tensor.axes) == 1 else ''} = {tensor.name}.shape")
+            lines.append(
+                f"    {', '.join(a if a in fresh else '_' for a in tensor.axes)}{',' if len(tensor.axes) == 1 else ''} = {tensor.name}.shape"
+            )
             known.update(fresh)
     if {"heads", "kv_heads"} <= known:
         lines.append("    group = heads // kv_heads")
@@ -265,7 +286,8 @@ def _widest(task: TaskLike) -> str:
 
 
 def _length(task: TaskLike) -> str:
-    return "seq_q" if any("seq_q" in t.axes for t in task.tensors) else "seq_k"
+    lengths = [a for a in ("seq_q", "seq_k") if any(a in t.axes for t in task.tensors)]
+    return f"max({', '.join(lengths)})" if len(lengths) > 1 else lengths[0]
 
 
 def _python(expr: ir.Expr) -> str:
@@ -306,7 +328,9 @@ def _launch(program: ir.Program, kernel: ir.Kernel, text: KernelText, kinds: Map
         source = access.matrix.tensor
         if access.tma:
             order = (*access.fixed, access.row_axis, access.col_axis)
-            block = ", ".join([*("1" for _ in access.fixed), _extent(text, access, 0), _extent(text, access, 1)])
+            block = ", ".join(
+                [*("1" for _ in access.fixed), _extent(text, access, 0), _extent(text, access, 1)]
+            )
             if access.matrix.workspace:
                 operands.append(source)
             else:
@@ -326,7 +350,9 @@ def _launch(program: ir.Program, kernel: ir.Kernel, text: KernelText, kinds: Map
             operands.append(f"{constant}={given.get(constant, constant)}")
     operands += ["num_warps=c.warps", "num_stages=c.stages"]
     grid = " * ".join(_python(a.extent) for a in kernel.grid) or "1"
-    lines.append(f"    {_function(kernel)}[({grid},)]({_wrapped(operands, indent='        ')}    )  # fmt: skip")
+    lines.append(
+        f"    {_function(kernel)}[({grid},)]({_wrapped(operands, indent='        ')}    )  # fmt: skip"
+    )
     return lines
 
 

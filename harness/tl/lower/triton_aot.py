@@ -55,11 +55,15 @@ class Launch:
     kwargs: Mapping[str, Any]
 
 
-def launches(lowered: Lowered, task: TaskLike, workload: WorkloadLike, capability: tuple[int, int]) -> tuple[ModuleType, list[Launch]]:
+def launches(
+    lowered: Lowered, task: TaskLike, workload: WorkloadLike, capability: tuple[int, int]
+) -> tuple[ModuleType, list[Launch]]:
     """What `attention` would launch on a device of that capability, without launching it."""
     with tempfile.TemporaryDirectory() as folder:
         path = lowered.write(Path(folder)) / "attention.py"
-        spec = importlib.util.spec_from_file_location(f"lowered_{abs(hash(lowered.files['attention.py']))}", path)
+        spec = importlib.util.spec_from_file_location(
+            f"lowered_{abs(hash(lowered.files['attention.py']))}", path
+        )
         if spec is None or spec.loader is None:
             raise CompileError(f"{lowered.name} cannot be imported")
         module = importlib.util.module_from_spec(spec)
@@ -73,7 +77,8 @@ def launches(lowered: Lowered, task: TaskLike, workload: WorkloadLike, capabilit
         module._capability = lambda device: capability  # type: ignore[attr-defined]
         sizes = workload.sizes
         tensors = {
-            t.name: torch.empty([sizes[a] for a in t.axes], dtype=_TORCH[workload.dtype]) for t in task.tensors
+            t.name: torch.empty([sizes[a] for a in t.axes], dtype=_TORCH[workload.dtype])
+            for t in task.tensors
         }
         module.attention(**tensors, scale=workload.softmax_scale, **workload.params)
         for name, kernel in kernels.items():
@@ -180,6 +185,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=False).stdout
+        text = subprocess.run(
+            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=False
+        ).stdout
     found = _USAGE.search(text)
     return (int(found[1]), int(found[2])) if found else (0, 0)

@@ -12,7 +12,17 @@ from harness.tl.syntax import Statement
 
 ONE = ir.Const(1)
 LOG2_E = "LOG2_E"
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+}
 _DTYPES = {"fp16": "tl.float16", "bf16": "tl.bfloat16", "fp32": "tl.float32"}
 
 
@@ -26,6 +36,7 @@ class Values:
     element: Callable[[ir.Element], str]
     operand_typed: set[ir.Tile] = field(default_factory=set)
     pending: dict[ir.Tile, str] = field(default_factory=dict)
+    stands_on: tuple[ir.Expr, ir.Expr] | None = None  # shape of the result, which positions run along
     renamed: Mapping[str, str] = field(default_factory=dict)  # loop variables that stand for another text
 
     # --- index arithmetic ---
@@ -42,7 +53,11 @@ class Values:
                 return f"({f' {_INFIX[fn]} '.join(parts)})"
             case ir.Op(fn="floordiv" | "ceildiv" as fn, args=(a, b)):
                 if fn == "floordiv":
-                    return f"({self.index(a)} // {self.index(b)})" if _natural(a) else f"floor_div({self.index(a)}, {self.index(b)})"
+                    return (
+                        f"({self.index(a)} // {self.index(b)})"
+                        if _natural(a)
+                        else f"floor_div({self.index(a)}, {self.index(b)})"
+                    )
                 call = "tl.cdiv" if _natural(a) else "ceil_div"
                 return f"{call}({_bare(self.index(a))}, {_bare(self.index(b))})"
             case ir.Op(fn="min" | "max" as fn, args=(first, *rest)):
@@ -52,7 +67,9 @@ class Values:
                 return text
             case ir.Op(fn="mod", args=(a, b)):
                 if not _natural(a):
-                    return f"({self.index(a)} - floor_div({self.index(a)}, {self.index(b)}) * {self.index(b)})"
+                    return (
+                        f"({self.index(a)} - floor_div({self.index(a)}, {self.index(b)}) * {self.index(b)})"
+                    )
                 return f"({self.index(a)} % {self.index(b)})"
             case ir.Op(fn="neg", args=(a,)):
                 return f"(-{self.index(a)})"
@@ -106,10 +123,11 @@ class Values:
             return f"{text}[None, :]"
         return text
 
-    def place(self, expr: ir.Place, wide: bool, extent: ir.Expr | None = None) -> str:
-        """Positions along an axis."""
-        if extent is None:
+    def place(self, expr: ir.Place, wide: bool) -> str:
+        """Positions along an axis of the result."""
+        if self.stands_on is None:
             raise LowerError("positions need a tile to stand on")
+        extent = self.stands_on[expr.axis]
         text = f"({self.index(expr.base)} + tl.arange(0, {self.block(extent)}))"
         if not wide:
             return text

@@ -1,0 +1,116 @@
+"""Owns what the Triton compiler derives from a kernel before it writes it: values that may be -inf, tiles that
+stay zero in their padding, products that can run a round ahead."""
+
+from __future__ import annotations
+
+import math
+
+from harness.tl import ir
+
+ONE = ir.Const(1)
+
+
+def ahead(loop: ir.For) -> tuple[tuple[ir.Node, ...], tuple[ir.Node, ...]] | None:
+    """The loop's first products with the loads that only they need, and the rest; None where there are none.
+
+    They depend on nothing that the loop computes, so the next round's can be computed in this one.
+    """
+    if any(isinstance(n, ir.For | ir.If) for n in loop.body):
+        return None
+    written = {t for n in loop.body for t in ir.writes(n)}
+    loads = {n.tile: n for n in loop.body if isinstance(n, ir.Load)}
+    products = []
+    for n in loop.body:
+        if isinstance(n, ir.Gemm) and not n.accumulate:
+            operands = (n.a.tile, n.b.tile)
+            if n.contracted is None and all(t not in written or t in loads for t in operands):
+                products.append(n)
+    if not products:
+        return None
+    made = {n.result for n in products}
+    first_writes = {n.result: next(x for x in loop.body if n.result in ir.writes(x)) for n in products}
+    if any(
+        first_writes[n.result] is not n and not isinstance(first_writes[n.result], ir.Init) for n in products
+    ):
+        return None
+    needed = {t for n in products for t in (n.a.tile, n.b.tile) if t in loads}
+    others = [n for n in loop.body if n not in products]
+    if any(needed & set(ir.reads(n)) for n in others) or len(made) != len(products):
+        return None
+    head = tuple(n for n in loop.body if n in products or (isinstance(n, ir.Load) and n.tile in needed))
+    rest = tuple(n for n in loop.body if n not in head)
+    return head, rest
+
+
+def plus(a: ir.Expr, b: ir.Expr) -> ir.Expr:
+    return b if a == ir.Const(0) else a if b == ir.Const(0) else ir.Op("add", (a, b))
+
+
+def covers(tile: ir.Tile, result: ir.Tile) -> bool:
+    return all(r == ONE or t != ONE for t, r in zip(tile.shape, result.shape, strict=True))
+
+
+def keeps_zero(expr: ir.Expr, clean: set[ir.Tile]) -> bool:
+    """Whether the value is zero wherever the clean tiles are."""
+    match expr:
+        case ir.Ref(tile=tile):
+            return tile in clean
+        case ir.Op(fn="mul", args=args):
+            return any(keeps_zero(a, clean) for a in args)
+        case ir.Op(fn="div" | "neg", args=args):
+            return keeps_zero(args[0], clean)
+        case ir.Op(fn="add" | "sub" | "max" | "min", args=args):
+            return all(keeps_zero(a, clean) for a in args)
+        case ir.Op(fn=fn, args=args) if fn.startswith("cast_"):
+            return keeps_zero(args[0], clean)
+    return expr == ir.Const(0)
+
+
+def may_be_minus_infinity(kernel: ir.Kernel) -> frozenset[ir.Tile]:
+    """Tiles that may hold -inf: masked scores, running maxima, and what is made of them."""
+    found: set[ir.Tile] = set()
+    while True:
+        before = len(found)
+        for node in ir.nodes(kernel.body):
+            match node:
+                case ir.Init(tile=tile, value=ir.Const(value=value)) if value == -math.inf:
+                    found.add(tile)
+                case ir.Mask():
+                    found.add(node.result)
+                case ir.Reduce(fn="max"):
+                    found.add(node.result)
+                case ir.Softmax():
+                    found.add(node.m)
+                case ir.Move() if node.tile in found:
+                    found.add(node.target)
+                case ir.Map() if not ends_finite(node.expr) and (
+                    found & set(ir.refs(node.expr)) or ir.Const(-math.inf) in set(ir.walk(node.expr))
+                ):
+                    found.add(node.result)
+        if len(found) == before:
+            return frozenset(found)
+
+
+def ends_finite(expr: ir.Expr) -> bool:
+    """Functions that make something finite of -inf."""
+    match expr:
+        case ir.Op(fn="exp" | "exp2" | "sigmoid" | "tanh" | "relu"):
+            return True
+        case ir.Op(fn="mul", args=args):
+            return any(ends_finite(a) for a in args)
+    return False
+
+
+def only_sliced(kernel: ir.Kernel) -> frozenset[ir.Tile]:
+    """Loaded tiles of which only columns are ever used."""
+    whole: set[ir.Tile] = set()
+    sliced: set[ir.Tile] = set()
+    for node in ir.nodes(kernel.body):
+        if isinstance(node, ir.Gemm):
+            for operand in (node.a, node.b):
+                (whole if operand.columns is None else sliced).add(operand.tile)
+            if node.accumulate:
+                whole.add(node.result)
+        elif not isinstance(node, ir.Move) or node.tile.name != node.target.name:
+            whole.update(ir.reads(node))
+    return frozenset(sliced - whole)
