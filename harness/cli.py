@@ -13,12 +13,13 @@ import typer
 
 from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, fail
 from harness.targets import TARGETS
+from harness.tl_cli import app as tl_app
 
 app = typer.Typer(
     help="Benchmark and evaluation harness for attention kernels that language models write.\n\n"
     "Start with `attnbench doctor` to see what this machine can measure, `attnbench tasks` for what is "
     "measured, and `attnbench eval --candidates DIR` to verify, time and compare kernels of your own.\n\n"
-    "Exit codes: 0 done, 2 wrong input, 3 this machine cannot, 4 the run's directory cannot be written, "
+    "Exit codes: 0 done, 1 an LLM-TL program is wrong (`attnbench tl`), 2 wrong input, 3 this machine cannot, 4 the run's directory cannot be written, "
     "130 interrupted (everything recorded is kept; go on with --resume).",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -29,6 +30,7 @@ tasks_app = typer.Typer(
     help="The task suite: attention variants and their workloads.", invoke_without_command=True
 )
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(tl_app, name="tl")
 
 TaskFolders = Annotated[
     list[Path] | None,

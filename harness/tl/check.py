@@ -9,10 +9,10 @@ from harness.targets import Target
 from harness.tl import ir, syntax
 from harness.tl.checks.capacity import check_capacity
 from harness.tl.checks.coverage import check_coverage
-from harness.tl.checks.schedule import check_schedule
+from harness.tl.checks.schedule import check_schedule, check_stages
 from harness.tl.checks.softmax import check_softmax
 from harness.tl.checks.types import check_types
-from harness.tl.diagnostics import Finding
+from harness.tl.diagnostics import Finding, finding
 from harness.tl.parse import parse_leniently
 from harness.tl.problem import TaskLike
 from harness.tl.resolve import resolve_leniently
@@ -48,11 +48,21 @@ def check(
     Capacity, types and the features of a target are checked where there is a `target`; `dtype` is that
     of the operands. A sketch is checked for its order and its data flow only.
     """
+    try:
+        return _check(text_or_program, task, level == "sketch", target, dtype)
+    except RecursionError:
+        return Report(
+            (finding("TL001", syntax.Pos(1, 1), "expressions or loops are nested too deeply"),), None
+        )
+
+
+def _check(
+    text_or_program: str | syntax.Program, task: TaskLike, sketch: bool, target: Target | None, dtype: str
+) -> Report:
     if isinstance(text_or_program, str):
         tree, unread = parse_leniently(text_or_program)
     else:
         tree, unread = text_or_program, ()
-    sketch = level == "sketch"
     resolution = resolve_leniently(tree, task, sketch=sketch)
     partial, program = resolution.partial, resolution.program
     found = [*unread, *resolution.findings]
@@ -64,6 +74,7 @@ def check(
         found += check_coverage(program, task)
         if target is not None:
             found += check_capacity(program, task, target, dtype=dtype)
+            found += check_stages(program, task, tree, target, dtype)
     complete = not any(f.is_error for f in found)
     findings = tuple(sorted(dict.fromkeys(found), key=lambda f: (f.pos.line, f.pos.column, f.code)))
     return Report(findings, program if complete else None)

@@ -10,7 +10,7 @@ from harness.tl import aliases, ir
 from harness.tl import syntax as s
 from harness.tl.expressions import NAUGHT, ONE, SCALAR, Expressions, Shape, show
 from harness.tl.scope import NOT_KNOWN, UNKNOWN, Axes, Content, Scope
-from harness.tl.shapes import equal
+from harness.tl.shapes import Same, equal
 from harness.tl.syntax import Level, Pos
 
 
@@ -293,7 +293,7 @@ class Computes:
                                   f"Reshape {tile.name} from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)")  # fmt: skip
             return ir.Operand(tile, transposed, columns)
         if isinstance(expr, s.Name):
-            ex.value(expr)  # says what is wrong with it
+            self._no_tile(expr)
             return None
         axes, layout = ex.axes_of(expr), ex.layout_of(expr)
         value, shape = ex.value(expr, axes)
@@ -333,7 +333,10 @@ class Computes:
             fix = f"did you mean {a.tile.name}{'' if a.transposed else '^T'}?"
         text = f"columns of `{a.tile.name}{'^T' if a.transposed else ''}` meet rows of `{b.tile.name}{'^T' if b.transposed else ''}`"
         with_sizes = f"columns of the first operand (`{a.tile.name}`)"
-        if not self.scope.sketch:
+        if fix and self.scope.same(k, k2) is not Same.ALWAYS and not self.scope.sketch:
+            # a forgotten transpose, though some tile sizes hide it
+            self.scope.report("TL201", pos, f"{show(k)} {with_sizes} meet {show(k2)}", fix)
+        elif not self.scope.sketch:
             self.expressions.fit(k, k2, pos, "TL201", with_sizes if text else text, fix)
 
     def _contracted(self, a: ir.Axis | None, b: ir.Axis | None, pos: Pos) -> ir.Axis | None:
@@ -376,11 +379,17 @@ class Computes:
         """The tile that an operand names."""
         tile = self.scope.tile(expr.id) if isinstance(expr, s.Name) else None
         if tile is None:
-            self.expressions.value(expr)
-            if not isinstance(expr, s.Name):
-                self.scope.report("TL007", expr.pos, "a tile is needed here, not an expression")
+            self._no_tile(expr)
             return None
         return self.expressions.read(tile, expr.pos)
+
+    def _no_tile(self, expr: s.Expr) -> None:
+        """Says why an expression that should name a tile does not."""
+        before = len(self.scope.findings)
+        self.expressions.value(expr)
+        if not any(f.is_error for f in self.scope.findings[before:]):
+            what = f"`{expr.id}` is a scalar" if isinstance(expr, s.Name) else "this is an expression"
+            self.scope.report("TL007", expr.pos, f"a tile is needed here; {what}", "allocate or copy the tile first")
 
     def _softmax(self, name: str, st: s.Compute) -> None:
         if len(st.operands) not in (1, 3):

@@ -106,6 +106,8 @@ CODES: dict[str, Code] = {
         Code("TL505", "mask after softmax", _E, "mask the scores before the softmax"),
         Code("TL506", "scale applied twice", _E, "multiply the scores by scale once"),
         Code("TL507", "scale never applied", _E, "multiply the scores by scale before the softmax"),
+        Code("TL508", "softmax of a softmax", _E, "let the scores pass one softmax"),
+        Code("TL509", "no softmax", _E, "Compute Softmax of the scores before the product with the values"),
         Code("TL601", "allowed keys skipped", _E, "widen the loop bounds or the mask"),
         Code("TL602", "forbidden keys seen", _E, "mask the scores before the softmax"),
         Code("TL603", "keys counted twice", _E, "let each key tile come once"),

@@ -190,7 +190,8 @@ class Expressions:
         scope, name, pos, word = self.scope, expr.id, expr.pos, expr.id.lower()
         tile = scope.tile(name)
         position = "seq_q" if word in aliases.QUERY_POSITIONS else "seq_k" if word in aliases.KEY_POSITIONS else ""
-        if position and (masking or tile is None) and name not in (*scope.loops, *scope.grid, *scope.lets):
+        matrix = scope.matrix(name) if name != word else None
+        if position and (masking or (tile is None and matrix is None)) and name not in (*scope.loops, *scope.grid, *scope.lets):
             if word not in ("q", "k"):
                 scope.note("TL004", pos, name, f"is read as `{position[-1]}`, the position")
             return self._position(position, axes, pos)

@@ -8,7 +8,7 @@ from harness.tl.evaluate import evaluate, op
 from harness.tl.expressions import NAUGHT, ONE, Expressions, Shape, show
 from harness.tl.problem import TensorLike
 from harness.tl.scope import UNKNOWN, Scope
-from harness.tl.shapes import Same, environments, equal
+from harness.tl.shapes import Same, environments, equal, symbols_of
 from harness.tl.syntax import Level, Pos
 
 _ROLES = {"batch": "batch", "heads": "heads", "kv_heads": "kv_heads"}
@@ -202,9 +202,13 @@ class Globals:
     def _agree(self, a: ir.Expr, b: ir.Expr) -> bool:
         """Whether two offsets agree on every shape of the task and every index of the grid."""
         scope = self.scope
-        for env in environments(scope.task, {}):
+        names = symbols_of(a, b, *(axis.extent for axis in scope.grid.values()))
+        for env in environments(scope.task, {}, names.difference(scope.parameters)):
             sizes = {**env, **{p: c[0] for p, c in scope.parameters.items()}}
-            points = {axis.name: evaluate(axis.extent, sizes) for axis in scope.grid.values()}
+            try:
+                points = {axis.name: evaluate(axis.extent, sizes) for axis in scope.grid.values()}
+            except (KeyError, ValueError, ZeroDivisionError):
+                return False
             for share in (0.0, 0.3, 0.55, 0.99):
                 at = {n: int(share * extent) for n, extent in points.items()}
                 try:

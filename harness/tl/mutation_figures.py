@@ -149,7 +149,11 @@ class _Origin:
         resolved: ir.Program | None = None
         written = parse(format_program(mutant.program))  # every statement has a line of its own
         for target in TARGETS:
-            codes, resolved = _errors(written, self.task, target)
+            try:
+                codes, resolved = _errors(written, self.task, target)
+            except Exception as error:  # the checker raises nothing, whatever the text: say on which it did
+                error.add_note(f"checking {self.name} with {mutant.kind}: {mutant.title}")
+                raise
             if codes or resolved is None:
                 return Verdict(self.name, mutant, Outcome.CHECKER, codes)
         assert resolved is not None

@@ -103,7 +103,7 @@ def second_trials(task: TaskLike, expected: Expected, count: int = 16) -> tuple[
         if number % 3 == 0:
             seq_k = seq_q
         sizes = [draw.randint(1, 2), draw.randint(1, 2), draw.randint(1, 3), seq_q, seq_k]
-        workload = _workload(task, sizes, number + 1)
+        workload = _workload(task, sizes, draw.randrange(60))
         choice = {"BM": draw.choice((4, 8, 16, 32)), "BN": draw.choice((4, 8, 16, 32))}
         recipe = _RECIPES[number % len(_RECIPES)]
         trials.append(Trial(task, workload, choice, recipe, 100 + number, expected))
@@ -132,7 +132,7 @@ def _workload(task: TaskLike, sizes: list[int], number: int) -> Any:
 def _parameters(task: TaskLike, workload: Any, number: int) -> tuple[tuple[str, int | float], ...]:
     """Whole numbers are widths of something and get near the tiles' size, others span two magnitudes."""
     types = {parameter.name: parameter.type for parameter in task.parameters}
-    whole, real = (11, 3, 17, 1, 100), (20.0, 2.0, 300.0)
+    whole, real = (5, 3, 11, 1, 17, 100), (20.0, 2.0, 300.0, 50.0)
     return tuple(
         (name, whole[number % len(whole)] if types[name] == "int" else real[number % len(real)])
         for name in workload.params

@@ -71,8 +71,9 @@ class Scope:
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """What is found inside is found again later: forget it."""
-        findings, noted = len(self.findings), set(self._noted)
+        findings, noted, matrices = len(self.findings), set(self._noted), dict(self.matrices)
         yield
+        self.matrices = matrices
         del self.findings[findings:]
         self._noted = noted
 

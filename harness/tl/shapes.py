@@ -62,7 +62,7 @@ def compare(
     if task is None:
         return Same.NEVER
     hits = total = 0
-    for env in environments(task, parameters):
+    for env in environments(task, parameters, symbols_of(a, b)):
         try:
             hits += evaluate(a, env) == evaluate(b, env)
         except (KeyError, ValueError, ZeroDivisionError):
@@ -73,17 +73,39 @@ def compare(
     return Same.SOMETIMES if hits else Same.NEVER
 
 
+def symbols_of(*exprs: ir.Expr) -> frozenset[str]:
+    """Every symbol that the expressions mention."""
+    return frozenset(x.name for e in exprs for x in ir.walk(e) if isinstance(x, ir.Sym))
+
+
 def environments(
-    task: TaskLike, parameters: Mapping[str, tuple[int, ...]]
+    task: TaskLike, parameters: Mapping[str, tuple[int, ...]], names: frozenset[str] | None = None
 ) -> Iterable[Mapping[str, Any]]:
-    """Symbols' values on every shape of the task, with some choices of the tile parameters."""
+    """Symbols' values on every shape of the task, with some choices of the tile parameters.
+
+    With `names`, one for each set of values that those symbols take.
+    """
+    parameters = {p: c for p, c in parameters.items() if names is None or p in names}
     picks = itertools.islice(itertools.product(*parameters.values()), _COMBINATIONS)
     choices = [dict(zip(parameters, pick, strict=True)) for pick in picks]
-    seen = set()
-    for workload in all_workloads(task):
-        values = scalars(workload)
-        key = tuple(sorted(values.items()))
-        if key not in seen:
-            seen.add(key)
-            for choice in choices:
-                yield {**values, **choice}
+    for values in _shapes(task, names):
+        for choice in choices:
+            yield {**values, **choice}
+
+
+_SHAPES: dict[tuple[int, frozenset[str] | None], tuple[TaskLike, list[Mapping[str, Any]]]] = {}
+
+
+def _shapes(task: TaskLike, names: frozenset[str] | None) -> list[Mapping[str, Any]]:
+    """The distinct values of these symbols over the task's workloads; kept, since every comparison asks."""
+    key = (id(task), names)
+    if key not in _SHAPES or _SHAPES[key][0] is not task:
+        if len(_SHAPES) > 1024:
+            _SHAPES.clear()
+        found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        for workload in all_workloads(task):
+            values = scalars(workload)
+            of = sorted(values) if names is None else sorted(names & values.keys())
+            found.setdefault(tuple(values[n] for n in of), values)
+        _SHAPES[key] = task, list(found.values())
+    return _SHAPES[key][1]

@@ -27,7 +27,9 @@ def task_of(name: str) -> str:
     """The task that a program of the corpus names, by its first line or its file."""
     first = re.match(r"# task: (\w+)", PROGRAMS[name])
     if name in SKETCHES:
-        return {"03_window": "sliding_window", "04_softcap_by_hand": "softcap"}.get(Path(name).stem, "mha_causal")
+        return {"03_window": "sliding_window", "04_softcap_by_hand": "softcap"}.get(
+            Path(name).stem, "mha_causal"
+        )
     return first[1] if first else Path(name).stem
 
 
@@ -59,12 +61,21 @@ class Mutant:
 REF, PRIM = "reference/mha_causal.tl", "primitive/gqa_causal.tl"
 WINDOW, FULL = "reference/sliding_window.tl", "reference/mha.tl"
 ALPHA, FEED = "    Compute O = O * alpha\n", "Compute GEMM P, V and accumulate O"
-SOFTMAX, MASK = "    Compute Softmax S, m, l and rescale O\n", "    Compute Mask S where k <= q + seq_k - seq_q\n"
-SCALE, RESHAPE = "    Compute Multiply S, scale and get new S\n", "    Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)\n"
+SOFTMAX, MASK = (
+    "    Compute Softmax S, m, l and rescale O\n",
+    "    Compute Mask S where k <= q + seq_k - seq_q\n",
+)
+SCALE, RESHAPE = (
+    "    Compute Multiply S, scale and get new S\n",
+    "    Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)\n",
+)
 LOOP = "for j = 0 : min(ceil(seq_k / BN), ceil(((i + 1) * BM + seq_k - seq_q) / BN))"
-DIVIDE, STORE = "Compute Divide O, l and get new O\n", "Copy O (BM, dim_v) in coordinate [L = i] from register to global\n"
+DIVIDE, STORE = (
+    "Compute Divide O, l and get new O\n",
+    "Copy O (BM, dim_v) in coordinate [L = i] from register to global\n",
+)
 COPY_K = "    Copy K (BN, dim) in coordinate [L = j] from global to shared\n"
-SCHEDULE = "Schedule warps in {4, 8}, stages in {2, 3}"
+SCHEDULE = PROGRAMS[REF].rstrip().split("\n")[-1]
 TILES = "Tile BM in {64, 128}, BN in {32, 64, 128}"
 
 
@@ -79,6 +90,8 @@ MUTANTS = [
     mutant("TL003", REF, SCHEDULE, "end", line="end\n"),
     mutant("TL006", REF, "Compute Divide", "Compute Divvy", line="Divvy"),
     mutant("TL007", REF, "Compute GEMM Q, K^T", "Compute GEMM Q", line="GEMM Q and"),
+    mutant("TL007", REF, "Allocate m in register (BM) init -inf\n", "", line="Softmax"),
+    mutant("TL007", REF, "GEMM S, V", "GEMM seq_k, V", line="GEMM seq_k"),
     # --- names
     mutant("TL101", REF, "Multiply S, scale and get new S", "Multiply Z, scale and get new S", line="Multiply Z"),
     mutant("TL102", REF, STORE, "", line=SCHEDULE),
@@ -139,7 +152,16 @@ MUTANTS = [
     mutant("TL507", "lenient/05_exp2_let.tl", "Let qk_scale_log2 = scale * 1.44269504", "Let qk_scale_log2 = scale", line="p = exp2"),
     mutant("TL507", "reference/softcap.tl", "tanh(S * scale / softcap)", "tanh(S / softcap)", line="tanh"),
     mutant("TL507", PRIM, "    Compute S = S * scale\n", "", "exp(S - m_new)", "exp((S - m_new) * scale)", line="alpha = exp"),
+    mutant("TL508", REF, SOFTMAX, SOFTMAX + SOFTMAX, line="Softmax"),
+    mutant("TL508", "primitive/mha_causal.tl", "    Compute Exp alpha and get new alpha\n", "    Compute Exp alpha and get new alpha\n" * 2, line="Exp alpha"),
+    mutant("TL501", "primitive/mha_causal.tl", "    Compute Exp alpha and get new alpha\n", "", line="Multiply l, alpha"),
+    mutant("TL503", "lenient/27_mqa_offset_names.tl", "Compute O = O / l\n", "", line="Copy O"),
+    mutant("TL504", REF, DIVIDE, "", RESHAPE, RESHAPE + "    Compute Divide O, l and get new O\n", line="GEMM S, V"),
+    mutant("TL602", WINDOW, "max(0, i * BM + seq_k - seq_q - window + 1) // BN", "(i * BM + seq_k - seq_q - window + 1) // BN", line="for j"),
+    mutant("TL509", REF, SOFTMAX, "", line="GEMM S, V"),
     # --- coverage
+    mutant("TL601", PRIM, "    Compute GEMM P, V and accumulate O\n", "", line="Copy O"),
+    mutant("TL603", "lenient/28_scaled_q_shared.tl", "    Compute RowSum P, l and get new l\n", "    Compute RowSum P, l and get new l\n" * 2, line="RowSum"),
     mutant("TL601", REF, "ceil(((i + 1) * BM + seq_k - seq_q) / BN)", "ceil((i * BM + seq_k - seq_q) / BN)", line="for j"),
     mutant("TL601", REF, "ceil(((i + 1) * BM + seq_k - seq_q) / BN)", "ceil(((i + 1) * BM) / BN)", line="for j"),
     mutant("TL601", REF, "ceil(seq_k / BN), ceil(((i + 1) * BM + seq_k - seq_q) / BN)", "seq_k // BN, ((i + 1) * BM + seq_k - seq_q) // BN", line="for j"),
@@ -228,7 +250,13 @@ def test_a_sketch_is_checked_for_its_order():
 
 
 def test_all_defects_are_reported_at_once():
-    text = PROGRAMS[REF].replace(SCALE, "").replace(" and rescale O", "").replace(RESHAPE, "").replace("GEMM Q, K^T", "GEMM Q, K")
+    text = (
+        PROGRAMS[REF]
+        .replace(SCALE, "")
+        .replace(" and rescale O", "")
+        .replace(RESHAPE, "")
+        .replace("GEMM Q, K^T", "GEMM Q, K")
+    )
     assert {"TL507", "TL501", "TL401", "TL201"} <= {f.code for f in check(text, find("mha_causal")).findings}
 
 
@@ -248,6 +276,11 @@ LINES = sorted({line for text in PROGRAMS.values() for line in text.split("\n")}
 @example("Compute S = \nfor\n")
 def test_no_text_makes_it_raise(text):
     check(text, find("mha_causal"), target=TARGETS["a100"])
+
+
+def test_deep_nesting_does_not_make_it_raise():
+    text = PROGRAMS[REF].replace("S, scale", "S, " + "-(" * 3000 + "scale" + ")" * 3000)
+    assert not check(text, find("mha_causal")).ok
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

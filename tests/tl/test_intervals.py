@@ -230,4 +230,13 @@ def test_a_gemm_over_keys_and_a_reduction_count_as_tails() -> None:
         whole = ir.For("j", e(0), BLOCKS, e(1), (node,))
         found = split(whole, kernel(whole))
         assert found is not None
-        assert evaluate(found.full_stop, {"seq_k": 20, "BN": 8}) == 2
+        assert evaluate(found.full_stop, {"seq_k": 23, "BN": 8}) == 2
+
+
+def test_a_load_that_begins_before_the_matrix_is_a_tail_too() -> None:
+    row = op("mul", op("sub", "j", 2), "BN")
+    node = ir.For("j", e(0), BLOCKS, e(1), (ir.Load(KEYS, K, row, e(0)),))
+    found = split(node, kernel(node))
+    assert found is not None
+    env = {"seq_k": 40, "BN": 8}
+    assert (evaluate(found.full_start, env), evaluate(found.full_stop, env)) == (2, 5)

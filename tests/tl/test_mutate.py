@@ -20,8 +20,8 @@ from tasks.registry import discover
 TASKS = discover()
 CANONICAL = [*corpus("reference"), *corpus("primitive")]
 PER_KIND = 3
-# Two points under what was measured: 85.0 % of the sample, 86.3 % of all 5072 mutants.
-FLOOR = 0.83
+# Two points under what was measured: 86.8 % of the sample, 88.3 % of all 5072 mutants' defects.
+FLOOR = 0.848
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_one_defect_is_one_change_of_the_text() -> None:
 def test_correct_programs_pass_all_trials(entry) -> None:  # type: ignore[no-untyped-def]
     task = TASKS[entry.task]
     program = resolve(parse(entry.text), task)
-    for trial in (*first_trials(task, expected), *second_trials(task, expected)):
+    for trial in (*first_trials(task, expected), *second_trials(task, expected, count=6)):
         assert trial.passes(program), (trial.workload.key, trial.recipe)
 
 
@@ -187,6 +187,6 @@ def test_what_the_checker_finds_has_a_code(figures: Figures) -> None:
 
 def test_the_table_has_a_row_for_each_kind_and_the_totals(figures: Figures) -> None:
     text = markdown(figures)
-    assert text.count("\n| ") == len(figures.kinds) + 1 + 1  # the heading, and all
+    assert sum(line.startswith("| ") for line in text.splitlines()) == 1 + len(figures.kinds) + 1
     assert f"of {figures.total.defects} defects" in text
     assert "False alarms" in text

@@ -61,7 +61,9 @@ def test_a_space_of_500_points(benchmark):
 
 
 def test_interpreting_two_heads(benchmark):
-    workload = TASK.workloads["smoke"][0].with_(batch=1, heads=2, kv_heads=2, seq_q=256, seq_k=256, dim=64, dim_v=64)
+    workload = TASK.workloads["smoke"][0].with_(
+        batch=1, heads=2, kv_heads=2, seq_q=256, seq_k=256, dim=64, dim_v=64
+    )
     inputs = make_inputs(TASK, workload, "normal", 0, torch.device("cpu"))
     program = resolve(parse(REFERENCE), TASK)
 

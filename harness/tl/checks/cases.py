@@ -44,8 +44,14 @@ _CACHE: dict[object, tuple[object, Cases]] = {}
 def cases_of(program: ir.Program, task: TaskLike) -> Cases:
     """The cases for a program; raises Beyond where tiles cannot be made small."""
     lengths = tuple(sorted(set(_lengths(program))))
-    sized = {s.name for k in program.kernels for t in k.tiles for e in t.shape for s in ir.walk(e)
-             if isinstance(s, ir.Sym)}  # fmt: skip
+    sized = {
+        s.name
+        for k in program.kernels
+        for t in k.tiles
+        for e in t.shape
+        for s in ir.walk(e)
+        if isinstance(s, ir.Sym)
+    }
     parameters = tuple((n, c) for n, c in program.parameters if n in sized)
     others = tuple((n, c[0]) for n, c in program.parameters if n not in sized)
     key = (task.name, id(task), parameters, others, lengths)
@@ -73,7 +79,9 @@ def _lengths(program: ir.Program) -> Iterator[int]:
                 case ir.Gemm(contracted=ir.Axis(base=base)):
                     exprs.append(base)
                 case ir.Map(expr=expr) if any(isinstance(x, ir.Place) for x in ir.walk(expr)):
-                    exprs += [x for x in ir.walk(expr) if isinstance(x, ir.Op) and x.fn in ("lt", "le", "gt", "ge")]
+                    exprs += [
+                        x for x in ir.walk(expr) if isinstance(x, ir.Op) and x.fn in ("lt", "le", "gt", "ge")
+                    ]
         for expr in exprs:
             for part in ir.walk(expr):
                 if isinstance(part, ir.Const) and isinstance(part.value, int) and abs(part.value) >= _LENGTH:
@@ -81,7 +89,10 @@ def _lengths(program: ir.Program) -> Iterator[int]:
 
 
 def _make(
-    parameters: Mapping[str, tuple[int, ...]], others: Mapping[str, int], lengths: tuple[int, ...], task: TaskLike
+    parameters: Mapping[str, tuple[int, ...]],
+    others: Mapping[str, int],
+    lengths: tuple[int, ...],
+    task: TaskLike,
 ) -> Cases:
     workloads = all_workloads(task)
     scaled = _scaled_choices(parameters, lengths)
@@ -89,25 +100,31 @@ def _make(
     constants: dict[int, list[int]] = {n: [] for n in lengths}
     works, words = [], []
     for choice, factor in scaled:
-        unit = max([v for v in choice.values()] + [_shrunk(n, factor) for n in lengths if n > 0] + [2])
+        unit = max(list(choice.values()) + [_shrunk(n, factor) for n in lengths if n > 0] + [2])
         if unit > _LARGEST:
             raise Beyond
         for number, (seq_q, seq_k) in enumerate(_shapes(unit, workloads)):
             first = workloads[0]
             numbers = _parameters(task, first, number, unit)
             try:
-                work = first.with_(batch=1, heads=1, kv_heads=1, seq_q=seq_q, seq_k=seq_k, parameters=tuple(numbers.items()))
+                work = first.with_(
+                    batch=1, heads=1, kv_heads=1, seq_q=seq_q, seq_k=seq_k, parameters=tuple(numbers.items())
+                )
             except (TypeError, ValueError):
                 raise Beyond from None
             sizes = {"batch": 1, "heads": 1, "kv_heads": 1, "group": 1, "seq_q": seq_q, "seq_k": seq_k}
-            dims = {d: first.sizes[d] // factor if first.sizes[d] % factor == 0 else first.sizes[d]
-                    for d in ("dim", "dim_v")}  # fmt: skip
+            dims = {
+                d: first.sizes[d] // factor if first.sizes[d] % factor == 0 else first.sizes[d]
+                for d in ("dim", "dim_v")
+            }
             whole = {n: v for n, v in numbers.items() if isinstance(v, int)}
             rows.append({**sizes, **dims, **whole, **others, **choice})
             works.append(work)
             for n in lengths:
                 constants[n].append(_shrunk(n, factor))
-            text = ", ".join(f"{n} = {v}" for n, v in {"seq_q": seq_q, "seq_k": seq_k, **whole, **choice}.items())
+            text = ", ".join(
+                f"{n} = {v}" for n, v in {"seq_q": seq_q, "seq_k": seq_k, **whole, **choice}.items()
+            )
             if factor > 1 and lengths:
                 text += f", {max(lengths)} scaled to {_shrunk(max(lengths), factor)}"
             words.append(text)
@@ -148,7 +165,14 @@ def _shrunk(n: int, factor: int) -> int:
 def _shapes(unit: int, workloads: list[Any]) -> list[tuple[int, int]]:
     """Lengths of queries and keys such as the task has them: equal, more keys, more queries, tails."""
     u = unit
-    shapes = [(2 * u + 1, 2 * u + 1), (u + 1, 3 * u - 1), (3 * u - 1, u + 1), (2 * u, 2 * u), (1, 2 * u + 1), (u, 1)]
+    shapes = [
+        (2 * u + 1, 2 * u + 1),
+        (u + 1, 3 * u - 1),
+        (3 * u - 1, u + 1),
+        (2 * u, 2 * u),
+        (1, 2 * u + 1),
+        (u, 1),
+    ]
     lengths = [(w.sizes["seq_q"], w.sizes["seq_k"]) for w in workloads]
     if max(q for q, _ in lengths) == 1:
         shapes = [(1, k) for _, k in shapes]

@@ -7,20 +7,22 @@ the task's own mask.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 
 from harness.tl import ir
 from harness.tl.checks.cases import Cases, cases_of
+from harness.tl.checks.contents import Entry, Stored
 from harness.tl.checks.lanes import Array, Beyond, grid
-from harness.tl.checks.visits import Entry, Stored, Visits
+from harness.tl.checks.visits import Visits
 from harness.tl.diagnostics import Finding, finding
 from harness.tl.problem import TaskLike, all_workloads
 from harness.tl.syntax import Pos
 
 
 def check_coverage(program: ir.Program, task: TaskLike) -> list[Finding]:
-    """What is skipped, seen or stored that should not be; nothing where the program's build is not followed."""
+    """What is skipped, seen or stored that should not be; nothing where that cannot be followed."""
     found = _pads(program, task)
     try:
         with np.errstate(all="ignore"):
@@ -69,14 +71,28 @@ def _rows(group: list[Stored], visits: Visits, cases: Cases) -> list[Finding]:
                 wrong = (at >= 0) & (stored.row[at] != entry.row)
                 if wrong.any():
                     n = int(np.flatnonzero(wrong)[0])
-                    return [finding("TL604", _pos(stored.node), f"the rows of queries from {entry.row[n]} on are stored from "
-                                    f"row {stored.row[at][n]} on", "store at the coordinate that the queries are loaded from")]  # fmt: skip
+                    return [
+                        finding(
+                            "TL604",
+                            _pos(stored.node),
+                            f"the rows of queries from {entry.row[n]} on are stored from "
+                            f"row {stored.row[at][n]} on",
+                            "store at the coordinate that the queries are loaded from",
+                        )
+                    ]
     wanted = np.arange(queries) < cases.symbols["seq_q"][:, None]
     count = times.reshape(cases.count, queries)
-    for wrong, what in ((wanted & (count == 0), "is never stored"), (wanted & (count > 1), "is stored more than once")):
+    for wrong, what in (
+        (wanted & (count == 0), "is never stored"),
+        (wanted & (count > 1), "is stored more than once"),
+    ):
         if wrong.any():
             case_, row_ = (int(x) for x in np.argwhere(wrong)[0])
-            return [finding("TL604", pos, f"row {row_} of `{group[0].node.matrix.name}` {what} ({cases.words[case_]})")]
+            return [
+                finding(
+                    "TL604", pos, f"row {row_} of `{group[0].node.matrix.name}` {what} ({cases.words[case_]})"
+                )
+            ]
     return []
 
 
@@ -98,12 +114,16 @@ def _pairs(group: list[Stored], visits: Visits, cases: Cases) -> list[Finding]:
     assert cases.allowed is not None
     if any(stored.sums is None for stored in group):
         return []
+    empty = [stored for stored in group if stored.sums and not stored.sums[0]]
+    if empty:
+        name = empty[0].node.tile.name
+        text = f"`{name}` is stored, but no product with the values was ever added to it"
+        return [finding("TL601", _pos(empty[0].node), text, f"Compute GEMM P, V and accumulate {name}")]
     found: list[Finding] = []
-    most = max(len(stored.sums or ()) for stored in group)
-    seen: list[set[tuple[int, int]]] = []
-    for part in range(most):
+    seen: list[Counter[tuple[int, int, int]]] = []
+    for part in range(max(len(stored.sums or ()) for stored in group)):
         entries = [(s, e) for s in group if s.sums is not None and part < len(s.sums) for e in s.sums[part]]
-        key = {(id(e.lanes), id(e.allow)) for _, e in entries}
+        key = Counter((id(s), id(e.lanes), id(e.allow)) for s, e in entries)
         if not entries or key in seen:
             continue
         seen.append(key)
@@ -115,7 +135,7 @@ def _pairs(group: list[Stored], visits: Visits, cases: Cases) -> list[Finding]:
 
 
 def _count(stored: Stored, entry: Entry, visits: Visits, cases: Cases, masked: bool = True) -> Array:
-    """How often each (case, query, key) enters; negative keys go to key 0 of nobody: they are counted apart."""
+    """How often each (case, query, key) enters, of queries and keys that there are."""
     assert cases.allowed is not None
     count, queries, keys = cases.allowed.shape
     at = entry.lanes.matching(stored.lanes)
@@ -135,14 +155,19 @@ def _count(stored: Stored, entry: Entry, visits: Visits, cases: Cases, masked: b
     return np.bincount(flat[inside], minlength=count * queries * keys)
 
 
-def _compare(count: Array, entries: list[tuple[Stored, Entry]], visits: Visits, cases: Cases) -> list[Finding]:
+def _compare(
+    count: Array, entries: list[tuple[Stored, Entry]], visits: Visits, cases: Cases
+) -> list[Finding]:
     allowed = cases.allowed
     assert allowed is not None
     first = entries[0][1].node
     loop = visits.loops.get(id(first))
     found = []
     skipped = allowed & (count == 0)
-    if skipped.any():
+    if skipped.any() and isinstance(first, ir.Gemm) and not first.accumulate and loop is not None:
+        text = f"each round overwrites what `{first.result.name}` summed up: only the last keys count"
+        found.append(finding("TL601", _pos(first), text, f"and accumulate {first.result.name}"))
+    elif skipped.any():
         met = sum(_count(s, e, visits, cases, masked=False) for s, e in entries)
         out_of_reach = skipped & (np.asarray(met).reshape(allowed.shape) == 0)
         hidden = not out_of_reach.any()
@@ -150,17 +175,50 @@ def _compare(count: Array, entries: list[tuple[Stored, Entry]], visits: Visits, 
         what = "is masked though it is allowed" if hidden else "is never reached"
         example = _example(skipped if hidden else out_of_reach, cases)
         fix = "the mask must let it through" if hidden else "widen the bounds of the loop"
-        found.append(finding("TL601", _pos(where), f"key {example[1]} {what} for query {example[0]} ({example[2]})", fix))
+        found.append(
+            finding(
+                "TL601", _pos(where), f"key {example[1]} {what} for query {example[0]} ({example[2]})", fix
+            )
+        )
     forbidden = ~allowed & (count > 0)
     if forbidden.any():
         example = _example(forbidden, cases)
-        where = visits.masks[0] if visits.masks else first
-        found.append(finding("TL602", _pos(where), f"query {example[0]} sees key {example[1]}, which its mask forbids ({example[2]})"))
+        where = (*visits.masks, *visits.exps, first)[0]
+        found.append(
+            finding(
+                "TL602",
+                _pos(where),
+                f"query {example[0]} sees key {example[1]}, which its mask forbids ({example[2]})",
+            )
+        )
+    elif any(_before_first(entry) for _, entry in entries):
+        where = loop or first
+        text = "positions before the first key are read, and no mask hides them"
+        found.append(finding("TL602", _pos(where), text, "let the loop start at max(0, ...)"))
     twice = count > 1
     if twice.any():
         example = _example(twice, cases)
-        found.append(finding("TL603", _pos(loop or first), f"query {example[0]} counts key {example[1]} more than once ({example[2]})"))
+        nodes = list({id(e.node): e.node for _, e in entries}.values())
+        again = [n for n in nodes[1:] if visits.loops.get(id(n)) is loop]  # two statements of one loop
+        where = again[0] if again else loop or first
+        found.append(
+            finding(
+                "TL603",
+                _pos(where),
+                f"query {example[0]} counts key {example[1]} more than once ({example[2]})",
+            )
+        )
     return found
+
+
+def _before_first(entry: Entry) -> bool:
+    """Whether keys at negative positions enter: what pads them counts in the softmax."""
+    if not entry.base.size or entry.base.min() >= 0:
+        return False
+    columns = int(entry.lanes.scalar(entry.shape[1]).max(initial=1))
+    real = np.arange(columns) < entry.lanes.scalar(entry.shape[1])[:, None]
+    before = (real & (entry.base[:, None] + np.arange(columns) < 0))[:, None, :]
+    return bool((before if entry.allow is None else before & entry.allow).any())
 
 
 def _example(wrong: Array, cases: Cases) -> tuple[int, int, str]:
@@ -188,9 +246,21 @@ def _pads(program: ir.Program, task: TaskLike) -> list[Finding]:
             if value == 0:
                 continue
             if value is not None and not math.isfinite(value):
-                found.append(finding("TL605", _pos(node), f"`{node.tile.name}` is padded with {value:g} and enters a product"))
+                found.append(
+                    finding(
+                        "TL605",
+                        _pos(node),
+                        f"`{node.tile.name}` is padded with {value:g} and enters a product",
+                    )
+                )
             elif _past_columns(node, program, task):
-                found.append(finding("TL605", _pos(node), f"`{node.tile.name}` passes the end of the columns; what pads it enters a product"))
+                found.append(
+                    finding(
+                        "TL605",
+                        _pos(node),
+                        f"`{node.tile.name}` passes the end of the columns; what pads it enters a product",
+                    )
+                )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Owns what is known of a value on its way through a softmax: its power of scale, which maximum it is relative to.
+"""Owns what is known of a value on its way through a softmax: its power of scale, its maximum.
 
 A score or a vector of maxima is a logarithm: differences of maxima add up. What `exp` gives is a
 factor: products add up. In both, `parts` says how often each maximum (by a number) occurs, and under
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from harness.tl import ir
 from harness.tl.syntax import NOWHERE, Pos
@@ -29,6 +29,7 @@ class Flow:
 
     parts: Parts | None = None
     factor: bool = False  # what exp gave, not a logarithm
+    probability: bool = False  # what exp made of scores, at most multiplied since
     score: bool = False
     degree: Degree | None = None
     shift: Degree | None = None  # degree of the maximum subtracted from the scores
@@ -39,10 +40,6 @@ class Flow:
     @property
     def unnormalised(self) -> int:
         return self.parts.get(SUM, 0) if self.parts is not None else 0
-
-    @property
-    def is_probability(self) -> bool:
-        return self.factor and self.unnormalised > 0
 
 
 PLAIN = Flow({}, degree=NO_DEGREE)
@@ -73,13 +70,18 @@ def _shifted(a: Degree | None, b: Degree | None, times: float = 1) -> Degree | N
 
 @dataclass
 class Flows:
-    """The flow of expressions. `on_exp` sees what enters exp, `on_mismatch` two terms that do not agree."""
+    """The flow of expressions. `on_function` sees what enters exp and others.
+
+    `on_mismatch` sees two terms of a sum that do not agree, `on_logarithm` a product that lacks an exp.
+    """
 
     tiles: dict[ir.Tile, Flow]
     on_function: Callable[[str, Flow], None]
     on_mismatch: Callable[[Flow, Flow], None]
+    on_logarithm: Callable[[], None]
     pos: Pos = NOWHERE
     _count: int = 0
+    _met_as: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def fresh(self) -> Parts:
         """A maximum not met before."""
@@ -117,7 +119,7 @@ class Flows:
                 return first
             case "div", [a, b]:
                 return self.multiply(a, b, -1)
-            case ("max" | "min"), [first, *rest]:
+            case (("max" | "min"), [first, *rest]):
                 for x in rest:
                     first = self._extreme(first, x)
                 return first
@@ -127,22 +129,24 @@ class Flows:
                 return replace(self.add(constant(0), a, -1), const=-a.const if a.const is not None else None)
             case "reciprocal", [a]:
                 return self.multiply(constant(1), a, -1)
-            case ("exp" | "exp2"), [a]:
+            case (("exp" | "exp2"), [a]):
                 self.on_function(fn, a)
                 if a.factor or a.parts is None:
                     return Flow(None, True)
-                return Flow(_sum(a.parts, {SUM: 1}) if a.score else a.parts, True, degree=NO_DEGREE)
-            case ("log" | "log2"), [a]:
+                parts = _sum(a.parts, {SUM: 1}) if a.score else a.parts
+                return Flow(parts, True, a.score, degree=NO_DEGREE)
+            case (("log" | "log2"), [a]):
                 return Flow(a.parts if a.factor else None)
             case "pow", [a, b] if b.const is not None:
                 return self._power(a, b.const)
-            case ("sqrt" | "rsqrt"), [a]:
+            case (("sqrt" | "rsqrt"), [a]):
                 return self._power(a, 0.5 if fn == "sqrt" else -0.5)
             case _, [a] if fn.startswith("cast_"):
                 return a
             case _, [a]:
                 self.on_function(fn, a)
-                return replace(a, parts=None if a.parts else a.parts, const=None)
+                kept = fn in ("tanh", "abs", "floor")  # others may stand for the exponential
+                return replace(a, parts=None if a.parts else a.parts, const=None, score=a.score and kept)
         known = all(a.parts is not None and not a.parts for a in args)
         return PLAIN if known else UNKNOWN
 
@@ -151,7 +155,7 @@ class Flows:
             if a.const is not None and b.const is not None:
                 total = a.const + sign * b.const
                 return constant(total if total == total else 0.0)
-            kept = replace(a, const=None) if b.const is not None else b
+            kept = replace(a if b.const is not None else b, const=None, probability=False)
             if b.const is None and sign < 0 and not b.factor:
                 return replace(kept, parts=_sum({}, b.parts, -1))
             return kept
@@ -166,7 +170,8 @@ class Flows:
             return Flow(None, True)
         degree, shift = self._degrees(a, b)
         score = a.score or b.score
-        return Flow(_sum(a.parts, b.parts, sign), False, score, degree, shift, scaled=a.scaled or b.scaled)
+        parts = _sum(a.parts, b.parts, sign)
+        return Flow(parts, score=score, degree=degree, shift=shift, scaled=a.scaled or b.scaled)
 
     def _degrees(self, a: Flow, b: Flow) -> tuple[Degree | None, Degree | None]:
         if a.score == b.score:
@@ -189,18 +194,20 @@ class Flows:
         parts: Parts | None
         if a.factor or b.factor:
             logarithm = any(x.parts and not x.factor for x in (a, b))
+            if any(x.parts and len(x.parts) > 1 and not x.factor and not x.score for x in (a, b)):
+                self.on_logarithm()
             parts = None if logarithm else _sum(a.parts, b.parts, sign)
-            return Flow(parts, True, degree=NO_DEGREE)
+            return Flow(parts, True, a.probability or b.probability, degree=NO_DEGREE)
         parts = None if (a.parts and b.parts) or a.parts is None or b.parts is None else a.parts or b.parts
         if sign < 0 and b.parts:
             parts = None
-        return Flow(parts, False, a.score or b.score, degree, shift, scaled=scaled)
+        return Flow(parts, score=a.score or b.score, degree=degree, shift=shift, scaled=scaled)
 
     def _power(self, a: Flow, exponent: float) -> Flow:
         degree = (a.degree[0] * exponent, a.degree[1] * exponent) if a.degree is not None else None
         if a.const is not None and a.const > 0:
             return replace(constant(a.const**exponent), degree=degree)
-        return Flow(None if a.parts else a.parts, a.factor, a.score, degree)
+        return Flow(None if a.parts else a.parts, a.factor, score=a.score, degree=degree)
 
     def _extreme(self, a: Flow, b: Flow) -> Flow:
         if a.const is not None and b.const is not None:
@@ -219,7 +226,7 @@ class Flows:
             return PLAIN
         if a.const is not None or b.const is not None:
             return a if b.const is not None else b
-        return join(a, b)
+        return self.join(a, b)
 
     def reduce(self, fn: str, what: Flow, start: Flow | None) -> Flow:
         """A row's maximum or sum, combined with `start`."""
@@ -228,7 +235,11 @@ class Flows:
             if start is not None and start.const is None and start.degree != degree:
                 degree = None
             return Flow(self.fresh(), degree=degree) if not what.factor else UNKNOWN
-        row = what if what.factor else Flow({} if what.parts is not None else None, degree=what.degree)
+        row = (
+            replace(what, probability=False)
+            if what.factor
+            else Flow({} if what.parts is not None else None, degree=what.degree)
+        )
         return self.add(start, row) if start is not None else replace(row, const=None)
 
     def gemm(self, a: Flow, b: Flow) -> Flow:
@@ -236,19 +247,42 @@ class Flows:
             return Flow(_sum(a.parts, b.parts), True, degree=NO_DEGREE)
         known = a.parts is not None and b.parts is not None
         degree = _shifted(a.degree, b.degree)
-        return Flow({} if known else None, False, True, degree, scaled=a.scaled + b.scaled)
+        return Flow({} if known else None, score=True, degree=degree, scaled=a.scaled + b.scaled)
+
+    def join(self, a: Flow, b: Flow) -> Flow:
+        """What holds on both ways; a number that a state starts from gives way to the state."""
+        if a == b:
+            return a
+        for x, y in ((a, b), (b, a)):
+            if x.const in (0, -math.inf) and y.const is None:
+                return y
+        return Flow(
+            self._met(a.parts, b.parts),
+            a.factor or b.factor,
+            a.probability and b.probability,
+            a.score or b.score,
+            _joined(a.degree, b.degree),
+            a.shift if a.shift == b.shift else None,
+            scaled=a.scaled,
+        )
+
+    def _met(self, a: Parts | None, b: Parts | None) -> Parts | None:
+        """Parts relative to one maximum or another are relative to the one of the way that was taken."""
+        if a is None or b is None or a == b:
+            return a if a == b else None
+        ones, others = ([key for key in x if key != SUM] for x in (a, b))
+        if len(ones) != 1 or len(others) != 1:
+            return None
+        (one,), (other,) = ones, others
+        if a[one] != b[other] or a.get(SUM) != b.get(SUM):
+            return None
+        if (one, other) not in self._met_as:
+            self._met_as[one, other] = next(iter(self.fresh()))
+        return {**({SUM: a[SUM]} if SUM in a else {}), self._met_as[one, other]: a[one]}
 
 
-def join(a: Flow, b: Flow) -> Flow:
-    """What holds on both ways."""
-    if a == b:
-        return a
-    same = a.parts == b.parts
-    return Flow(
-        a.parts if same else None,
-        a.factor or b.factor,
-        a.score or b.score,
-        a.degree if a.degree == b.degree else None,
-        a.shift if a.shift == b.shift else None,
-        scaled=a.scaled,
-    )
+def _joined(a: Degree | None, b: Degree | None) -> Degree | None:
+    """Of two ways the one that scales too often; else only what they agree on."""
+    if a is None or b is None or a == b:
+        return a if a == b else None
+    return max(a, b) if max(a, b)[0] > 1 else None

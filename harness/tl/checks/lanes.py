@@ -1,4 +1,4 @@
-"""Owns a set of rounds that run together (small case, grid point, rounds of the loops around) and their scalars.
+"""Owns a set of rounds that run together (small case, grid point, rounds of loops) and their scalars.
 
 Every round is one element of flat integer arrays, so a loop is not run but unfolded: its body runs
 once, for all rounds of all grid points of all small cases.

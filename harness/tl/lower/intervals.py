@@ -199,9 +199,7 @@ def _worst_corner(slack: Poly, shape: tuple[ir.Expr, ir.Expr], scope: _Scope) ->
     return slack
 
 
-def _bound(
-    slack: Poly, scope: _Scope, start: ir.Expr, stop: ir.Expr
-) -> tuple[list[ir.Expr], list[ir.Expr]]:
+def _bound(slack: Poly, scope: _Scope, start: ir.Expr, stop: ir.Expr) -> tuple[list[ir.Expr], list[ir.Expr]]:
     """Lower bounds and (exclusive) upper bounds on the loop variable under which the slack is >= 0."""
     growth, rest = _by(slack, scope.var)
     if any(part in _names(scope.inner) for key in slack for s in key for part in ir.walk(s)):
@@ -212,7 +210,9 @@ def _bound(
         holds = ir.Op("ge", (_expression(rest), ZERO))
         return [], [ir.Op("where", (holds, stop, start))]
     if scope.positive(growth):
-        return [ZERO if not rest else op("ceildiv", _expression(_times(rest, {(): -1})), _expression(growth))], []
+        return [
+            ZERO if not rest else op("ceildiv", _expression(_times(rest, {(): -1})), _expression(growth))
+        ], []
     shrink = _times(growth, {(): -1})
     if scope.positive(shrink):
         return [], [op("floordiv", _expression(_plus(rest, shrink)), _expression(shrink))]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 
 from harness.tl import ir
-from harness.tl.lower.lowered import LowerError, Lowered
+from harness.tl.lower.lowered import Lowered, LowerError
 from harness.tl.lower.numba_block import Block
 from harness.tl.lower.numba_scope import Check, Module
 from harness.tl.lower.numba_source import ENVIRONMENT, FLAGS_SOURCE, functions, provided
@@ -14,6 +15,7 @@ from harness.tl.lower.numba_values import rounding
 from harness.tl.problem import TaskLike
 
 ENTRY = "attention.py"
+WIDTH = 100
 _SCALAR_TYPES = {"int": Kind.INT, "float": Kind.FLOAT}
 
 
@@ -24,7 +26,8 @@ def lower_numba(program: ir.Program, task: TaskLike, choice: Mapping[str, int] |
     schedule are allowed in it and mean nothing here. Raises LowerError.
     """
     parameters = _choose(program, choice or {})
-    names = Names({*provided(), *ENVIRONMENT, "attention", *(t.name for t in task.tensors)})
+    given = ("attention", "scale", *(t.name for t in task.tensors), *(p.name for p in task.parameters))
+    names = Names({*provided(), *ENVIRONMENT, *given})
     constants = {name: names.fresh(name) for name in parameters}
     functions_of = {k.name: names.fresh(k.name) for k in program.kernels}
     blocks_of = {k.name: names.fresh(f"{k.name}_block") for k in program.kernels}
@@ -44,7 +47,7 @@ def lower_numba(program: ir.Program, task: TaskLike, choice: Mapping[str, int] |
     imports, support = functions(module.uses)
     text = "\n".join(
         [
-            f'"""{program.name} for CPUs: generated from LLM-TL by `attnbench tl lower`, fp32, any length."""',
+            f'"""{program.name} for CPUs: generated from LLM-TL; fp32, tensors of any length."""',
             "",
             *imports,
             "",
@@ -58,7 +61,9 @@ def lower_numba(program: ir.Program, task: TaskLike, choice: Mapping[str, int] |
         ]
     )
     name = f"{program.name}_numba"
-    return Lowered(name, "numba", {"candidate.toml": _manifest(name, program, task, parameters), ENTRY: text}, parameters)
+    return Lowered(
+        name, "numba", {"candidate.toml": _manifest(name, program, task, parameters), ENTRY: text}, parameters
+    )
 
 
 def _choose(program: ir.Program, choice: Mapping[str, int]) -> dict[str, int]:
@@ -83,11 +88,11 @@ def _check_dtypes(task: TaskLike, workspaces: Mapping[str, ir.Matrix]) -> None:
 
 
 def _manifest(name: str, program: ir.Program, task: TaskLike, parameters: Mapping[str, int]) -> str:
-    tiles = ", ".join(f"{key} = {value}" for key, value in parameters.items())
+    tiles = ", ".join(f"{key} = {value}" for key, value in parameters.items()) or "no tile parameters"
     return "\n".join(
         [
             f'name = "{name}"',
-            f'description = "{program.name}, compiled from LLM-TL to Numba{f" with {tiles}" if tiles else ""}."',
+            f'description = "{program.name}, compiled from LLM-TL to Numba with {tiles}."',
             f'tasks = ["{task.name}"]',
             'backend = "numba"',
             'targets = ["cpu"]',
@@ -100,33 +105,29 @@ def _manifest(name: str, program: ir.Program, task: TaskLike, parameters: Mappin
 def _kernel(block: Block, function: str, block_function: str) -> str:
     """The function of one block, and the one that runs all blocks of the grid."""
     scope, kernel = block.scope, block.kernel
-    body = scope.lines or ["    pass"]
     grid = list(scope.grid.values())
-    extents = []
-    for axis in kernel.grid:
-        try:
-            extents.append(scope.index(axis.extent))
-        except NoText as error:
-            raise LowerError(f"kernel {kernel.name}: extent of {axis.name}: {error}") from None
+    try:
+        extents = [scope.index(axis.extent) for axis in kernel.grid]
+    except NoText as error:
+        raise LowerError(f"kernel {kernel.name}: extents of the grid: {error}") from None
     given = [*scope.tensors.values(), *scope.symbols.values()]
+    inner = [*given, *grid, *block.arrays]
     lines = [
         '@njit(fastmath=FLAGS, error_model="numpy")',
-        f"def {block_function}({', '.join([*given, *grid])}):",
-        f'    """One block of the grid ({", ".join(grid)})."""' if grid else '    """The only block."""',
-        *body,
+        *_listed(f"def {block_function}", inner, ":"),
+        f'    """One block of the grid ({", ".join(grid)}), in the memory given for its tiles."""',
+        *(scope.lines or ["    pass"]),
         "",
         "",
         "@njit(parallel=True)",
-        f"def {function}({', '.join(given)}):",
+        *_listed(f"def {function}", given, ":"),
+        '    """All blocks: threads get runs of them, so the rows of one head stay on one core."""',
     ]
-    if not grid:
-        return "\n".join([*lines, f"    {block_function}({', '.join(given)})"])
     counts = {name: scope.names("count", f"{name}_count") for name in grid}
-    lines.append('    """All blocks: threads get runs of them, so the rows of one head stay on one core."""')
     lines += [f"    {counts[name]} = {extent}" for name, extent in zip(grid, extents, strict=True)]
     rows = next((scope.grid[a.name] for a in kernel.grid if a.role == "rows"), None)
     order = [name for name in grid if name != rows] + ([rows] if rows else [])
-    total = " * ".join(f"max({counts[name]}, 0)" for name in order)
+    total = " * ".join(f"max({counts[name]}, 0)" for name in order) or "1"
     lines.append(f"    for work in prange({total}):")
     left = "work"
     for name in reversed(order):
@@ -134,10 +135,22 @@ def _kernel(block: Block, function: str, block_function: str) -> str:
         lines.append(f"        {name} = {taken}")
         left = f"{left} // {counts[name]}"
     if rows is not None:
-        lines.append("        # long and short rows of blocks by turns: under a causal mask each thread gets as much")
+        lines.append("        # from both ends by turns: under a causal mask, too, each thread gets as much")
         lines.append(f"        {rows} = {rows} // 2 if {rows} % 2 else {counts[rows]} - 1 - {rows} // 2")
-    lines.append(f"        {block_function}({', '.join([*given, *grid])})")
+    for name, (height, width) in block.arrays.items():
+        lines.append(f"        {name} = np.empty(({height}, {width}), np.float32)")
+    lines += _listed(f"        {block_function}", inner)
     return "\n".join(lines)
+
+
+def _listed(head: str, items: Sequence[str], tail: str = "") -> list[str]:
+    """head(items)tail, on one line or wrapped."""
+    line = f"{head}({', '.join(items)}){tail}"
+    if len(line) <= WIDTH:
+        return [line]
+    indent = " " * (len(head) - len(head.lstrip()))
+    body = textwrap.wrap(", ".join(items), WIDTH - len(indent) - 4, break_long_words=False)
+    return [f"{head}(", *(f"{indent}    {part}" for part in body), f"{indent}){tail}"]
 
 
 def _entry(task: TaskLike, module: Module, kernels: list[tuple[str, Block]]) -> str:
@@ -171,14 +184,17 @@ def _entry(task: TaskLike, module: Module, kernels: list[tuple[str, Block]]) -> 
     tensors = {t.name for t in task.tensors}
     for function, block in kernels:
         arrays = [f"{t}.numpy()" if t in tensors else names("workspace", t) for t in block.scope.tensors]
-        calls.append(f"    {function}({', '.join([*arrays, *(symbol(s).code for s in block.scope.symbols)])})")
+        calls.append(
+            f"    {function}({', '.join([*arrays, *(symbol(s).code for s in block.scope.symbols)])})"
+        )
     signature = ", ".join(f"{t.name}: Tensor" for t in task.tensors)
     scalars = ", ".join(["scale: float", *(f"{p.name}: {p.type}" for p in task.parameters)])
+    written = ", ".join(t.name for t in task.tensors if t.role == "output")
     floats = [t.name for t in task.tensors if t.dtype is None]
     return "\n".join(
         [
             f"def attention({signature}, *, {scalars}) -> None:",
-            f'    """Writes {", ".join(t.name for t in task.tensors if t.role == "output")}; fp32 tensors in CPU memory."""',
+            f'    """Writes {written}; all are fp32 tensors in CPU memory."""',
             f"    for tensor in ({', '.join(floats)},):",
             "        if tensor.dtype != torch.float32:",
             '            raise TypeError(f"this kernel is written for fp32, not {tensor.dtype}")',
@@ -192,7 +208,11 @@ def _entry(task: TaskLike, module: Module, kernels: list[tuple[str, Block]]) -> 
 
 def _sizes(task: TaskLike, symbols: Mapping[str, str], needed: Mapping[str, str]) -> list[str]:
     """The code that finds the value of each symbol that the kernels take."""
-    where = {axis: f"{t.name}.shape[{at}]" for t in reversed(task.tensors) for at, axis in reversed([*enumerate(t.axes)])}
+    where = {
+        axis: f"{t.name}.shape[{at}]"
+        for t in reversed(task.tensors)
+        for at, axis in reversed([*enumerate(t.axes)])
+    }
     kinds = {"scale": Kind.FLOAT, **{p.name: _SCALAR_TYPES[p.type] for p in task.parameters}}
     lines = []
     for name, identifier in symbols.items():

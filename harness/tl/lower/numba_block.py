@@ -22,6 +22,7 @@ class Block:
         self._turned = transposed(kernel.body, self._shared)
         self._full: list[str] = []  # names of "no element is masked", innermost last
         self._tiles: dict[ir.Tile, str] = {}
+        self.arrays: dict[str, tuple[str, str]] = {}  # what the block works in -> rows, columns
         for tile in dict.fromkeys(t for n in ir.nodes(kernel.body) for t in (*ir.writes(n), *ir.reads(n))):
             self._tiles[tile] = self.scope.names("tile", tile.key)
         self._body(kernel.body)
@@ -32,8 +33,6 @@ class Block:
         return self._tiles[self._shared.get(tile, tile)]
 
     def _allocate(self) -> None:
-        """Puts the tiles' arrays before the statements."""
-        body, self.scope.lines = self.scope.lines, []
         for tile, name in self._tiles.items():
             if tile in self._shared:
                 continue
@@ -41,9 +40,19 @@ class Block:
                 rows, cols = (self.scope.index(extent) for extent in tile.shape)
             except NoText as error:
                 raise LowerError(f"tile {tile.name}: {error}") from None
-            shape = f"({cols}, {rows})" if tile in self._turned else f"({rows}, {cols})"
-            self.scope.line(f"{name} = np.empty({shape}, np.float32)" + ("  # transposed" if tile in self._turned else ""))
-        self.scope.lines += body
+            self.arrays[name] = (cols, rows) if tile in self._turned else (rows, cols)
+
+    def _scratch(self, name: str, rows: ir.Expr, cols: ir.Expr) -> str:
+        """An array of that shape for a statement's own use."""
+        shape = (self.scope.index(rows), self.scope.index(cols))
+        array = self.scope.names(f"scratch {name} {shape}", name)
+        if any(
+            isinstance(e, ir.Sym) and e.name in self.scope.loops for x in (rows, cols) for e in ir.walk(x)
+        ):
+            self.scope.line(f"{array} = np.empty(({', '.join(shape)}), np.float32)")
+        else:
+            self.arrays[array] = shape
+        return array
 
     def _body(self, body: tuple[ir.Node, ...]) -> None:
         for node in body:
@@ -97,7 +106,11 @@ class Block:
         start, stop, step = (scope.index(bound) for bound in (node.start, node.stop, node.step))
         if isinstance(node.step, ir.Const) and node.step.value < 1:
             raise scope.error("the step of a loop must be at least 1")
-        bounds = stop if start == "0" and step == "1" else f"{start}, {stop}" + (f", {step}" if step != "1" else "")
+        bounds = (
+            stop
+            if start == "0" and step == "1"
+            else f"{start}, {stop}" + (f", {step}" if step != "1" else "")
+        )
         shadowed = node.var in (*scope.loops, *scope.grid)
         var = scope.names.fresh(node.var) if shadowed else scope.names("loop", node.var)
         masked = any(isinstance(inner, ir.Mask) for inner in ir.nodes(node.body))
@@ -141,24 +154,21 @@ class Block:
         scope.require(n, node.result.shape[1], "the product has other columns than its result")
         for operand in (node.a, node.b):
             self._slice_inside(operand)
-        left = self._sliced(node.a, self.named(node.a.tile))
-        left = f"{left}.T" if node.a.transposed else left
-        right = self.named(node.b.tile)
+        left, right = self.named(node.a.tile), self.named(node.b.tile)
+        if result in (left, right):
+            copy = scope.names("copy", f"{result}_before")
+            scope.line(f"{copy} = {result}.copy()")
+            left, right = (copy if name == result else name for name in (left, right))
+        left = self._sliced(node.a, left) + (".T" if node.a.transposed else "")
         if self._shared.get(node.b.tile, node.b.tile) in self._turned:
             if node.b.columns is not None:
                 first, last = (scope.index(bound) for bound in node.b.columns)
                 right = f"{right}[{first}:{last}]"
         elif node.b.transposed:
-            source, right = self._sliced(node.b, right), scope.names("turned", f"{right}_T")
-            scope.line(f"{right} = np.empty(({scope.index(k_b)}, {scope.index(n)}), np.float32)")
+            source, right = self._sliced(node.b, right), self._scratch(f"{right}_T", k_b, n)
             scope.line(scope.call("transpose", source, right))
         else:
             right = self._sliced(node.b, right)
-        if result in (self.named(node.a.tile), self.named(node.b.tile)):
-            copy = scope.names("copy", f"{result}_before")
-            scope.line(f"{copy} = {result}.copy()")
-            left, right = (text.replace(result, copy, 1) if text.split("[")[0].split(".")[0] == result else text
-                           for text in (left, right))  # fmt: skip
         depth = live(node.contracted, k, scope)
         scope.line(scope.call("multiply_add", left, right, result, depth, str(node.accumulate)))
         round_tile(node.result, result, scope)
@@ -188,19 +198,28 @@ class Block:
     def _softmax(self, node: ir.Softmax) -> None:
         scope, name = self.scope, self.named
         for tile in (node.result, node.m, node.l, *node.rescale, *((node.alpha,) if node.alpha else ())):
-            scope.require(tile.shape[0], node.tile.shape[0], f"{tile.name} has other rows than {node.tile.name}")
+            scope.require(
+                tile.shape[0], node.tile.shape[0], f"{tile.name} has other rows than {node.tile.name}"
+            )
         scope.require(node.result.shape[1], node.tile.shape[1], f"{node.result.name} has other columns")
         if node.alpha is not None:
             alpha = name(node.alpha)
         else:
-            alpha = scope.names("decay", "decay")
-            scope.line(f"{alpha} = np.empty(({scope.index(node.tile.shape[0])}, 1), np.float32)")
+            alpha = self._scratch("decay", node.tile.shape[0], ir.Const(1))
+        if node.result != node.tile:
+            numba_values.map_(node.result, ir.Ref(node.tile), scope, name)
         count = live(node.across, node.tile.shape[1], scope)
-        arrays = (name(node.tile), count, name(node.m), name(node.l), name(node.result), alpha)
-        if numba_values.rounding(node.result.dtype):
-            self._softmax_rounded(node, arrays)
+        total, result = name(node.l), name(node.result)
+        step = scope.call("softmax_step", result, count, name(node.m), total, alpha)
+        if numba_values.rounding(node.result.dtype):  # l sums up what the result then holds
+            before = self._scratch(f"{total}_before", *node.l.shape)
+            scope.line(f"{before}[:] = {total}")
+            scope.line(step)
+            round_tile(node.result, result, scope)
+            with scope.block(f"for r in range({total}.shape[0]):"):
+                scope.line(f"{total}[r, 0] = {before}[r, 0] * {alpha}[r, 0] + np.sum({result}[r, :{count}])")
         else:
-            scope.line(scope.call("softmax_step", *arrays))
+            scope.line(step)
         for tile in (node.m, node.l):
             round_tile(tile, name(tile), scope)
         for tile in node.rescale:
@@ -208,17 +227,6 @@ class Block:
             round_tile(tile, name(tile), scope)
         if node.alpha is not None:
             round_tile(node.alpha, alpha, scope)
-
-    def _softmax_rounded(self, node: ir.Softmax, arrays: tuple[str, ...]) -> None:
-        """As the result is rounded, l sums up what it then holds."""
-        scope = self.scope
-        _, count, _, total, result, alpha = arrays
-        before = scope.names("before", f"{total}_before")
-        scope.line(f"{before} = {total}.copy()")
-        scope.line(scope.call("softmax_step", *arrays))
-        round_tile(node.result, result, scope)
-        with scope.block(f"for r in range({total}.shape[0]):"):
-            scope.line(f"{total}[r, 0] = {before}[r, 0] * {alpha}[r, 0] + np.sum({result}[r, :{count}])")
 
 
 def _shape(operand: ir.Operand) -> tuple[ir.Expr, ir.Expr]:

@@ -44,7 +44,7 @@ def _blocks(body: tuple[ir.Node, ...]) -> Iterator[tuple[ir.Node, ...]]:
 
 
 def transposed(body: tuple[ir.Node, ...], shared: dict[ir.Tile, ir.Tile]) -> frozenset[ir.Tile]:
-    """Tiles that are best kept transposed: only loaded, and only read as the transposed right operand of GEMMs.
+    """Tiles that are best kept transposed: only loaded, only read as the transposed right operand of GEMMs.
 
     The right operand is read along its rows, eight rows of the result at a time; turning the tile
     once as it is loaded costs one pass.
@@ -58,7 +58,12 @@ def transposed(body: tuple[ir.Node, ...], shared: dict[ir.Tile, ir.Tile]) -> fro
         if isinstance(node, ir.Move) and node.target in shared:
             others = []
         elif isinstance(node, ir.Init):
-            others = [node.tile] if node.value is not None and any(isinstance(p, ir.Ref | ir.Place) for p in ir.walk(node.value)) else []
+            others = (
+                [node.tile]
+                if node.value is not None
+                and any(isinstance(p, ir.Ref | ir.Place) for p in ir.walk(node.value))
+                else []
+            )
         elif not isinstance(node, ir.Load | ir.Gemm):
             others += ir.writes(node)
         for tile in others:

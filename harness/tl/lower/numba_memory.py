@@ -62,9 +62,12 @@ def _read(node: ir.Load, scope: Scope, name: str, turned: bool, rows: Window, co
         if node.via is not None:
             spec = scope.module.tensor(node.via.tensor)
             if spec is None or spec.dtype is None or "int" not in spec.dtype:
-                raise NoText(f"{node.via.tensor} does not hold integers, so no rows can be gathered through it")
+                raise NoText(
+                    f"{node.via.tensor} does not hold integers, so no rows can be gathered through it"
+                )
+            index = f"{scope.tensor(node.via.tensor)}[{_subscript(scope, node.via, position)}]"
             position = scope.names("gathered row", node.via.name)
-            scope.line(f"{position} = {scope.tensor(node.via.tensor)}[{_subscript(scope, node.via, _at(rows.base, 'r'))}]")
+            scope.line(f"{position} = {index}")
             extent = _extent(scope, matrix, "row")
             with scope.block(f"if 0 <= {position} < {extent}:"):
                 _read_row(scope, name, turned, tile, matrix, position, cols)
@@ -159,7 +162,7 @@ def _window(
 
 def _axis_size(scope: Scope, matrix: ir.Matrix, axis: str) -> ir.Expr | None:
     """The extent of the tensor along the axis that serves as rows or columns."""
-    at = matrix.axes.index(axis)  # type: ignore[arg-type]
+    at = matrix.axes.index(axis)
     if matrix.workspace:
         return matrix.workspace[at]
     spec = scope.module.tensor(matrix.tensor)
@@ -174,14 +177,16 @@ def _extent(scope: Scope, matrix: ir.Matrix, axis: str) -> str:
     if _axis_size(scope, matrix, axis) == extent:
         return scope.within(extent, SUM)
     array = scope.tensor(matrix.tensor)
-    return f"min({scope.index(extent)}, {array}.shape[{matrix.axes.index(axis)}])"  # type: ignore[arg-type]
+    return f"min({scope.index(extent)}, {array}.shape[{matrix.axes.index(axis)}])"
 
 
 def _subscript(scope: Scope, matrix: ir.Matrix, row: str) -> str:
     """The subscript that gives one row of the matrix."""
     spec = scope.module.tensor(matrix.tensor)
     if spec is not None and len(spec.axes) != len(matrix.axes):
-        raise NoText(f"{matrix.name} indexes {len(matrix.axes)} axes of {matrix.tensor}, which has {len(spec.axes)}")
+        raise NoText(
+            f"{matrix.name} indexes {len(matrix.axes)} axes of {matrix.tensor}, which has {len(spec.axes)}"
+        )
     parts = []
     for axis in matrix.axes:
         if axis == "row":

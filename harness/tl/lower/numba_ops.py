@@ -5,6 +5,9 @@ so each function may use only numpy, numba and what stands in this module. Tiles
 float32 arrays. Values may be -inf anywhere and NaN nowhere: FLAGS promise the compiler the latter only.
 """
 
+# mypy: ignore-errors
+# The types here are Numba's, which annotations cannot say.
+
 import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
@@ -256,8 +259,26 @@ def multiply_add(a, b, c, depth, accumulate):
     full_rows = rows // 8 * 8
     full_columns = columns // LANES * LANES
     for i in range(0, full_rows, 8):
-        a0, a1, a2, a3, a4, a5, a6, a7 = a[i], a[i + 1], a[i + 2], a[i + 3], a[i + 4], a[i + 5], a[i + 6], a[i + 7]
-        c0, c1, c2, c3, c4, c5, c6, c7 = c[i], c[i + 1], c[i + 2], c[i + 3], c[i + 4], c[i + 5], c[i + 6], c[i + 7]
+        a0, a1, a2, a3, a4, a5, a6, a7 = (
+            a[i],
+            a[i + 1],
+            a[i + 2],
+            a[i + 3],
+            a[i + 4],
+            a[i + 5],
+            a[i + 6],
+            a[i + 7],
+        )
+        c0, c1, c2, c3, c4, c5, c6, c7 = (
+            c[i],
+            c[i + 1],
+            c[i + 2],
+            c[i + 3],
+            c[i + 4],
+            c[i + 5],
+            c[i + 6],
+            c[i + 7],
+        )
         for j in range(0, full_columns, LANES):
             s0, s1, s2, s3 = load_vector(c0, j), load_vector(c1, j), load_vector(c2, j), load_vector(c3, j)
             s4, s5, s6, s7 = load_vector(c4, j), load_vector(c5, j), load_vector(c6, j), load_vector(c7, j)
@@ -292,12 +313,14 @@ def multiply_add(a, b, c, depth, accumulate):
 
 
 @njit(fastmath=FLAGS, error_model="numpy")
-def softmax_step(scores, live, m, l, p, alpha):  # noqa: E741
-    """One step of the online softmax over the first `live` columns; p may be scores; alpha is what
-    m and l of before are worth now."""
+def softmax_step(scores, live, m, l, alpha):  # noqa: E741
+    """One step of the online softmax in place, over the first `live` columns.
+
+    `alpha` becomes what m and l of before are worth now.
+    """
     columns = scores.shape[1]
     for r in range(scores.shape[0]):
-        row, p_row = scores[r], p[r]
+        row = scores[r]
         highest = m[r, 0]
         for c in range(live):
             highest = larger(highest, row[c])
@@ -306,10 +329,10 @@ def softmax_step(scores, live, m, l, p, alpha):  # noqa: E741
         total = np.float32(0.0)
         for c in range(live):
             x = exp(row[c] - shift)
-            p_row[c] = x
+            row[c] = x
             total += x
         for c in range(live, columns):
-            p_row[c] = np.float32(0.0)
+            row[c] = np.float32(0.0)
         l[r, 0] = l[r, 0] * decay + total
         m[r, 0] = highest
         alpha[r, 0] = decay
@@ -317,7 +340,7 @@ def softmax_step(scores, live, m, l, p, alpha):  # noqa: E741
 
 @njit(fastmath=FLAGS, error_model="numpy")
 def scale_rows(tile, factor):
-    """Each row of the tile times its factor; a factor of 1, the usual one once the maximum is found, is free."""
+    """Each row of the tile times its factor; a factor of 1, the usual one after a few tiles, is free."""
     for r in range(tile.shape[0]):
         x, row = factor[r, 0], tile[r]
         if x != np.float32(1.0):

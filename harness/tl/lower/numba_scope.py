@@ -27,7 +27,7 @@ class Check:
 
 @dataclass
 class Module:
-    """What all kernels of a candidate share: the task, the tile parameters as constants, the functions used."""
+    """What all kernels of a candidate share: the task, the tile parameters, the functions used."""
 
     task: TaskLike
     choice: Mapping[str, int]
@@ -159,9 +159,7 @@ class Scope:
             if index.kind is not Kind.INT:
                 raise NoText(f"`{index.code}` is no whole number")
             over = spec.axes[axis] if spec is not None else ""
-            safe = any(
-                self.grid[g.name] == index.code and g.extent == ir.Sym(over) for g in self.kernel.grid
-            )
+            safe = any(self.grid[g.name] == index.code and g.extent == ir.Sym(over) for g in self.kernel.grid)
             at.append(index.code if safe else f"clip({index.code}, {array}.shape[{axis}] - 1)")
         uses = frozenset(name for index in indices for name in index.uses)
         uses |= {"clip"} if any(a.startswith("clip(") for a in at) else set()

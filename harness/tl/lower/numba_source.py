@@ -1,4 +1,4 @@
-"""Owns copying the source of runtime functions into a generated candidate: those it uses, and what they use."""
+"""Owns copying runtime functions into a generated candidate: those it uses, and what they use in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns how an expression of a resolved program is written in Python that Numba compiles: types, names, operators."""
+"""Owns how a resolved expression is written in Python that Numba compiles: types, names, operators."""
 
 from __future__ import annotations
 
@@ -213,7 +213,9 @@ def as_float(text: Text) -> Text:
 
 def as_bool(text: Text) -> Text:
     """Whether it holds: a number does where it is not 0."""
-    return text if text.kind is Kind.BOOL else Text(f"{text.inside(SUM)} != 0", Kind.BOOL, COMPARISON, text.uses)
+    return (
+        text if text.kind is Kind.BOOL else Text(f"{text.inside(SUM)} != 0", Kind.BOOL, COMPARISON, text.uses)
+    )
 
 
 def _number_of(text: Text) -> Text:

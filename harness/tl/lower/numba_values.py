@@ -118,7 +118,9 @@ def _target(loops: Loops, result: ir.Tile) -> str:
 def reduce(node: ir.Reduce, scope: Scope, named: Named) -> None:
     """result[r] = max or sum over the columns that count, combined with start[r]."""
     loops = Loops(scope, node.shape, named)
-    scope.require(node.result.shape[0], node.shape[0], f"{node.result.name} has other rows than what it sums up")
+    scope.require(
+        node.result.shape[0], node.shape[0], f"{node.result.name} has other rows than what it sums up"
+    )
     value = scope.use(loops.writer.value(node.expr))
     count = live(node.across, node.shape[1], scope)
     rows = Loops(scope, (node.shape[0], ir.Const(1)), named)
@@ -141,7 +143,10 @@ def live(across: ir.Axis | None, columns: ir.Expr, scope: Scope) -> str:
     whole = scope.within(columns, 0)
     if across is None:
         return whole
-    size, base = scope.index(ir.Sym(across.role)), scope.index(ir.Op("sub", (ir.Sym(across.role), across.base)))
+    size, base = (
+        scope.index(ir.Sym(across.role)),
+        scope.index(ir.Op("sub", (ir.Sym(across.role), across.base))),
+    )
     code = size if across.base == ir.Const(0) else base
     scope.line(f"live = {scope.call('clip', code, whole)}")
     return "live"
