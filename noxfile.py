@@ -107,7 +107,7 @@ def report(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The harness's own speed."""
     install(session, "test")
-    session.run("pytest", "tests/benchmarks", "--benchmark-only", *session.posargs)
+    session.run("pytest", "tests/benchmarks", "tests/tl/test_speed.py", "--benchmark-only", *session.posargs)
 
 
 def gpu_models() -> list[str]:

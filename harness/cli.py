@@ -19,7 +19,8 @@ app = typer.Typer(
     help="Benchmark and evaluation harness for attention kernels that language models write.\n\n"
     "Start with `attnbench doctor` to see what this machine can measure, `attnbench tasks` for what is "
     "measured, and `attnbench eval --candidates DIR` to verify, time and compare kernels of your own.\n\n"
-    "Exit codes: 0 done, 1 an LLM-TL program is wrong (`attnbench tl`), 2 wrong input, 3 this machine cannot, 4 the run's directory cannot be written, "
+    "Exit codes: 0 done, 1 an LLM-TL program is wrong (`attnbench tl`), 2 wrong input, 3 this machine "
+    "cannot, 4 the run's directory cannot be written, "
     "130 interrupted (everything recorded is kept; go on with --resume).",
     no_args_is_help=True,
     rich_markup_mode="markdown",

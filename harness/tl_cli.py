@@ -33,11 +33,12 @@ class ProgramLevel(StrEnum):
 File = Annotated[Path | None, typer.Argument(metavar="FILE", help="A program; - is standard input.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="The task it is for.")]
 TaskFolders = Annotated[
-    list[Path] | None, typer.Option("--tasks", metavar="DIR", help="A folder with task files of your own. Repeatable.")
+    list[Path] | None, typer.Option("--tasks", metavar="DIR", help="Task files of your own. Repeatable.")
 ]
-TargetName = Annotated[str | None, typer.Option("--target", help="h100, a100, l40s, ...: what it is to run on.")]
+TargetName = Annotated[str | None, typer.Option("--target", help="What it is to run on: h100, a100, ...")]
 Tiles = Annotated[
-    list[str] | None, typer.Option("--tile", metavar="BM=64", help="A choice of a tile parameter. Repeatable, or with commas.")
+    list[str] | None,
+    typer.Option("--tile", metavar="BM=64", help="A tile parameter. Repeatable, or with commas."),
 ]
 Dtype = Annotated[str, typer.Option(help="dtype of the operands.")]
 Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
@@ -93,9 +94,11 @@ def run(
     dim_v: Size = None,
     dtype: Annotated[str | None, typer.Option(help="fp16, bf16, fp32, fp64 [the workload's].")] = None,
     scale: Annotated[float | None, typer.Option(help="Of the scores [dim ** -0.5].")] = None,
-    param: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter of the task. Repeatable.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the task. Repeatable.")
+    ] = None,
     tile: Tiles = None,
-    recipe: Annotated[str, typer.Option(help="How the inputs are made: normal, large_logits, needle, ...")] = "normal",
+    recipe: Annotated[str, typer.Option(help="Of the inputs: normal, large_logits, ...")] = "normal",
     seed: Annotated[int, typer.Option(min=0, help="Of the inputs.")] = 0,
     target: TargetName = None,
     as_json: Json = False,
@@ -127,7 +130,8 @@ def lower(
     """Turn a program into a kernel: print its source, or write a candidate for `attnbench eval`."""
     from harness import tl_commands
 
-    tl_commands.lower(file, task, task_folders or [], backend, target, tile or [], dtype, out, compile_, as_json)
+    given = (backend, target, tile or [], dtype, out, compile_, as_json)
+    tl_commands.lower(file, task, task_folders or [], *given)
 
 
 @app.command("format")
@@ -154,7 +158,7 @@ def space(
     dtype: Dtype = "fp16",
     as_json: Json = False,
 ) -> None:
-    """How many choices of tiles, warps and stages there are, how many fit on a target, and why others do not."""
+    """How many choices of tiles, warps and stages there are, how many fit on a target, why others do not."""
     from harness import tl_space
 
     tl_space.show(file, task, task_folders or [], target, dtype, as_json)
@@ -200,11 +204,13 @@ def tune(
     workloads: Annotated[
         list[str] | None, typer.Option(help="Workload set: smoke, paper, models. Repeatable. [models]")
     ] = None,
-    target: Annotated[str | None, typer.Option("--target", help="What this machine is [as its GPU says].")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="What this machine is [as its GPU says].")
+    ] = None,
     dtype: Dtype = "fp16",
     as_json: Json = False,
 ) -> None:
-    """Time every choice of tiles, warps and stages on this GPU, and write a candidate with the best per shape."""
+    """Time every choice of tiles and launches on this GPU, and write a candidate with the best per shape."""
     from harness import tl_tune
 
     tl_tune.run(file, task, task_folders or [], target, workloads or ["models"], dtype, out, as_json)

@@ -35,9 +35,7 @@ _KERNEL = re.compile(r"^[ \t]*kernel[ \t]+(\w+)", re.MULTILINE | re.IGNORECASE)
 _HEADER_LINES = 10  # where `# task: NAME` is looked for
 
 
-def program_of(
-    path: Path | None, task_name: str | None, folders: Sequence[Path]
-) -> tuple[Source, Task]:
+def program_of(path: Path | None, task_name: str | None, folders: Sequence[Path]) -> tuple[Source, Task]:
     """The program and the task it is for, by the rules of the command line; ends the command without."""
     if path is None and task_name is None:
         fail("give a file with a program, or --task NAME for the reference program of a task", EXIT_USAGE)
@@ -98,7 +96,8 @@ def workload_of(task: Task, named: str | None, default: str = "smoke:0") -> Work
         members = task.workloads[group]
         if (number or "0").isdecimal() and int(number or 0) < len(members):
             return members[int(number or 0)]
-        fail(f"set {group!r} of {task.name} has the workloads {group}:0 to {group}:{len(members) - 1}", EXIT_USAGE)
+        last = f"{group}:{len(members) - 1}"
+        fail(f"set {group!r} of {task.name} has the workloads {group}:0 to {last}", EXIT_USAGE)
     everything = [w for members in task.workloads.values() for w in members]
     found = next((w for w in everything if w.key == word), None)
     if found is None:
@@ -110,7 +109,9 @@ def workload_of(task: Task, named: str | None, default: str = "smoke:0") -> Work
     return found
 
 
-def checked(source: Source, task: Task, target: Target | None, as_json: bool, dtype: str = "fp16") -> ir.Program:
+def checked(
+    source: Source, task: Task, target: Target | None, as_json: bool, dtype: str = "fp16"
+) -> ir.Program:
     """The resolved program; where it has errors, they are shown and the command ends."""
     report = check_program(source.text, task, target=target, dtype=dtype)
     if report.program is None:
@@ -143,7 +144,8 @@ def check(
 
 def _show_report(source: Source, task: Task, report: Report, notes: bool, as_json: bool) -> None:
     if as_json:
-        record = {"file": source.name, "task": task.name, "ok": report.ok, "findings": as_records(report.findings)}
+        findings = as_records(report.findings)
+        record = {"file": source.name, "task": task.name, "ok": report.ok, "findings": findings}
         print(json.dumps(record, indent=1))
     else:
         print_findings(source, report.findings, notes, stdout())
@@ -179,11 +181,14 @@ def lower(
         _compile(lowered, task, target, dtype, as_json)
     elif as_json:
         record = {"name": lowered.name, "backend": lowered.backend, "choice": dict(lowered.choice)}
-        print(json.dumps(record | ({"files": dict(lowered.files)} if out is None else {"folder": str(out)}), indent=1))
+        made = {"files": dict(lowered.files)} if out is None else {"folder": str(out)}
+        print(json.dumps(record | made, indent=1))
     elif out is None:
         sys.stdout.write(lowered.files["attention.py"])
     else:
-        stdout().print(f"wrote {escape(str(out))}; verify and time it with: attnbench eval TARGET --candidates {escape(str(out))}")
+        folder = escape(str(out))
+        on = "cpu" if backend == "numba" else target_name or "TARGET"
+        stdout().print(f"wrote {folder}; verify and time it with: attnbench eval {on} --candidates {folder}")
 
 
 def _lowered(
@@ -216,7 +221,7 @@ def _write(lowered: Lowered, out: Path) -> None:
         held = {p.name for p in out.iterdir()} if out.is_dir() else set()
         strange = sorted(held - set(lowered.files))
         if strange:
-            fail(f"{out} holds {strange[0]}; give --out a new folder, or one that this command wrote", EXIT_USAGE)
+            fail(f"{out} holds {strange[0]}; give --out a new folder, or one written by this", EXIT_USAGE)
         lowered.write(out)
     except OSError as error:
         fail(f"cannot write {out}: {error.strerror or error}", EXIT_STORE)
@@ -240,11 +245,13 @@ def _compile(lowered: Lowered, task: Task, target: Target | None, dtype: str, as
         print(json.dumps([{k: v for k, v in asdict(row).items() if k != "ptx"} for row in rows], indent=1))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("kernel", "arch", "registers", "spilled bytes", "shared bytes", "tensor core", "warps", "stages"):
-        table.add_column(column, justify="left" if column in ("kernel", "arch", "tensor core") else "right")
+    for column in ("kernel", "arch", "tensor core"):
+        table.add_column(column)
+    for column in ("registers", "spilled bytes", "shared bytes", "warps", "stages"):
+        table.add_column(column, justify="right")
     for row in rows:
-        figures = (row.registers, row.spill_bytes, row.shared_bytes, row.tensor_core or "none", row.warps, row.stages)
-        table.add_row(row.kernel, row.arch, *map(str, figures))
+        figures = (row.registers, row.spill_bytes, row.shared_bytes, row.warps, row.stages)
+        table.add_row(row.kernel, row.arch, row.tensor_core or "none", *map(str, figures))
     console = Console(highlight=False)
     console.width = max(console.width, 120)
     console.print(table)

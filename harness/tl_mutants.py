@@ -23,7 +23,7 @@ def mutants(quick: bool, as_json: bool) -> None:
     """Print the table of figures, then every defect that was missed and every false alarm."""
     tasks = guarded(discover)
     if not quick:
-        print("attnbench: runs every defect that the checker does not find; --quick takes two of each kind", file=sys.stderr)
+        print("attnbench: this takes minutes; --quick takes two of each kind", file=sys.stderr)
     torch.set_num_threads(1)  # the programs are small
     figures = measure(tasks, _expected, per_kind=_QUICK if quick else None)
     missed = [f"{v.program}:{v.mutant.line}: {v.mutant.kind}: {v.mutant.title}" for v in figures.missed]

@@ -21,8 +21,10 @@ from harness.measure.roofline import compute_floor_ms, memory_floor_ms
 from harness.targets import Target
 from harness.tl import ir
 from harness.tl.counts import Counts
+from harness.tl.evaluate import evaluate
 from harness.tl.interpret import InterpretError, interpret
 from harness.tl.parse import parse_leniently
+from harness.tl.problem import scalars
 from harness.tl.resolve import resolve_leniently
 from harness.tl_commands import dtype_of, program_of, target_of, tiles_of, workload_of
 from harness.tl_text import Source, as_records, print_findings, shown, stdout, without_place
@@ -31,6 +33,8 @@ from harness.verify.tolerance import Comparison, ToleranceError, expect
 from tasks.spec import Task, Workload
 
 _SLOW = 1 << 27  # scores from which on a warning is due: some ten seconds
+_MOST_SCORES = 1 << 33
+_MOST_ELEMENTS = 1 << 24  # of one tile; all blocks that run together have one each
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Sizes:
         for text in self.parameters:
             name, _, value = (word.strip() for word in text.partition("="))
             if name not in kinds:
-                fail(f"--param {text!r}: {task.name} has the parameters: {', '.join(kinds) or 'none'}", EXIT_USAGE)
+                known = ", ".join(kinds) or "none"
+                fail(f"--param {text!r}: {task.name} has the parameters: {known}", EXIT_USAGE)
             try:
                 values[name] = int(value) if kinds[name] == "int" else float(value)
             except ValueError:
@@ -102,10 +107,8 @@ def run(
     workload = sizes.of(task, workload_of(task, workload_name))
     program = _resolved(source, task, as_json)
     choice = tiles_of(tiles, dict(program.parameters))
+    _reasonable(program, workload, choice)
     inputs = guarded(lambda: make_inputs(task, workload, recipe, seed, "cpu"))
-    scores = workload.batch * workload.heads * workload.seq_q * workload.seq_k
-    if scores > _SLOW:
-        print(f"attnbench: {scores:,} scores to interpret; --seq-q and --heads make it fewer", file=sys.stderr)
     try:
         outcome = interpret(program, task, workload, inputs, choice)
     except InterpretError as error:
@@ -126,6 +129,23 @@ def run(
         _print_counts(task, workload, outcome.counts, target)
     if not comparison.passed:
         sys.exit(EXIT_FOUND)
+
+
+def _reasonable(program: ir.Program, workload: Workload, choice: Mapping[str, int]) -> None:
+    """Refuse what no CPU interprets in reasonable time and memory; warn of what takes long."""
+    scores = workload.batch * workload.heads * workload.seq_q * workload.seq_k
+    if scores > _MOST_SCORES:
+        fail(f"{scores:,} scores are too many to interpret; --seq-q, --heads make it less", EXIT_USAGE)
+    if scores > _SLOW:
+        print(f"attnbench: {scores:,} scores to interpret; --seq-q, --heads make it less", file=sys.stderr)
+    sizes = {**scalars(workload), **program.defaults, **choice}
+    for tile in (tile for kernel in program.kernels for tile in kernel.tiles):
+        try:
+            elements = evaluate(tile.shape[0], sizes) * evaluate(tile.shape[1], sizes)
+        except (KeyError, ValueError, ZeroDivisionError):
+            continue  # the interpreter says what is wrong with it
+        if elements > _MOST_ELEMENTS:
+            fail(f"tile {tile.name} would hold {elements:,} elements; choose smaller tiles", EXIT_USAGE)
 
 
 def _resolved(source: Source, task: Task, as_json: bool) -> ir.Program:
@@ -176,7 +196,8 @@ def _print(
     tiles = ", ".join(f"{name} = {value}" for name, value in choice.items())
     console.print(f"{escape(source.name)}: {task.name} {workload.key}" + (f" with {tiles}" if tiles else ""))
     verdict = "[green]right[/]" if comparison.passed else "[bold red]wrong[/]"
-    console.print(f"{verdict}: largest error {comparison.error_max:.3g}, {comparison.error_allowed:.3g} is allowed")
+    largest, allowed = comparison.error_max, comparison.error_allowed
+    console.print(f"{verdict}: largest error {largest:.3g}, {allowed:.3g} is allowed")
     if worst is not None:
         console.print(
             f"  worst at b {worst.batch}, h {worst.head}, row {worst.row}, col {worst.col}: "
@@ -194,21 +215,22 @@ def _print_counts(task: Task, workload: Workload, counts: Counts, target: Target
     table.add_column(justify="right")
     table.add_column()
     useful = task.flops(workload) / counts.gemm_flops if counts.gemm_flops else 0.0
-    least = task.bytes(workload)
-    table.add_row("GEMM FLOPs", f"{counts.gemm_flops:,}", f"{useful:.0%} of them on pairs that the mask allows")
+    once = f"{task.bytes(workload):,} in and out if each tensor is moved once"
+    table.add_row("GEMM FLOPs", f"{counts.gemm_flops:,}", f"{useful:.0%} on pairs that the mask allows")
     table.add_row("exponentials", f"{counts.exponentials:,}", "")
-    table.add_row("bytes read from global", f"{counts.global_bytes_read:,}", f"{least:,} in and out if each tensor is moved once")
+    table.add_row("bytes read from global", f"{counts.global_bytes_read:,}", once)
     table.add_row("bytes written to global", f"{counts.global_bytes_written:,}", "")
     table.add_row("bytes written to shared", f"{counts.shared_bytes:,}", "")
     for what, ms in _bounds(task, workload, counts, target).items():
-        table.add_row(what, "no figure" if ms is None else f"{ms * 1e3:,.2f} us", target.title if target else "")
+        time = "no figure" if ms is None else f"{ms * 1e3:,.2f} us"
+        table.add_row(what, time, target.title if target else "")
     console = stdout()
     console.width = max(console.width, 120)
     console.print(table)
 
 
 def _bounds(task: Task, workload: Workload, counts: Counts, target: Target | None) -> dict[str, float | None]:
-    """Milliseconds that the target's peaks allow, by what bounds them; a kernel takes longer than the largest."""
+    """Milliseconds that the target's peaks allow, by what bounds them; a kernel takes longer."""
     if target is None:
         return {}
     moved = counts.global_bytes_read + counts.global_bytes_written

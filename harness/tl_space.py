@@ -1,4 +1,4 @@
-"""Owns `attnbench tl space`: how many choices a program leaves to a tuner on a target, and what is left out."""
+"""Owns `attnbench tl space`: the choices that a program leaves to a tuner, and which of them fit a target."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def show(
     console.print(f"{escape(source.name)} on {target.title}, {dtype}: {escape(keys)}")
     for (dim, dim_v), found in spaces.items():
         total = len(found.kept) + len(found.dropped)
-        console.print(f"\nhead dimensions {dim} and {dim_v}: {total} choices, {len(found.kept)} fit, {len(found.dropped)} left out")
+        console.print(
+            f"\nhead dimensions {dim} and {dim_v}: {total} choices, {len(found.kept)} fit, "
+            f"{len(found.dropped)} left out"
+        )
         for code, count in Counter(reason.code for _, reason in found.dropped).items():
             console.print(f"  {count} by {code}, {CODES[code].title}")
             for choice, reason in [d for d in found.dropped if d[1].code == code][:_SHOWN]:
@@ -55,10 +58,11 @@ def show(
 def _sets(found: Pruned) -> str:
     """The choices in their shortest form, as the program could write them: `BM in {64, 128}, stages 2`."""
     everything = [*found.kept, *(choice for choice, _ in found.dropped)]
-    values = {key: sorted({choice[key] for choice in everything}) for key in (everything[0] if everything else ())}
-    return ", ".join(
-        f"{key} in {{{', '.join(map(str, of))}}}" if len(of) > 1 else f"{key} = {of[0]}" for key, of in values.items()
-    )
+    parts = []
+    for key in everything[0] if everything else ():
+        values = [str(v) for v in sorted({choice[key] for choice in everything})]
+        parts.append(f"{key} in {{{', '.join(values)}}}" if len(values) > 1 else f"{key} = {values[0]}")
+    return ", ".join(parts)
 
 
 def _words(choice: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -39,7 +39,7 @@ class Source:
 
     @property
     def lines(self) -> list[str]:
-        return self.text.removeprefix("\ufeff").replace("\t", " ").splitlines()
+        return self.text.removeprefix("\ufeff").replace("\t", " ").split("\n")
 
 
 def read(path: Path) -> Source:
@@ -187,8 +187,7 @@ def format_file(path: Path | None, task: str | None, write: bool, check: bool) -
 def list_codes(as_json: bool) -> None:
     """Every code of the checker."""
     if as_json:
-        rows = [{"code": c.code, "severity": str(c.severity), "title": c.title, "fix": c.fix} for c in CODES.values()]
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([asdict(code) for code in CODES.values()], indent=1))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("code", "severity", "finds"):
@@ -202,8 +201,8 @@ def explain(word: str) -> None:
     """What the documentation says of one code."""
     code = CODES.get(word.upper())
     if code is None:
-        near = aliases.nearest(word, CODES)
-        fail(f"there is no code {word!r}{'; ' + near.replace('`', '') if near else ''} See: attnbench tl codes", EXIT_USAGE)
+        near = aliases.nearest(word, CODES).replace("`", "")
+        fail(f"there is no code {word!r}; {near or 'see them all:'} attnbench tl codes", EXIT_USAGE)
     entry = _entry(code.code)
     if entry is None:  # installed without the documentation
         entry = f"{code.code} {code.title}\n\n{code.severity}. {code.fix}".rstrip(". ") + "."

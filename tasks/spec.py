@@ -181,7 +181,6 @@ class Task:
     recipes: tuple[str, ...] | None = None
     causal: bool = False  # the mask is exactly j <= i + D: libraries have a flag for that
     oracle: Oracle | None = None
-    program: str = ""  # reference TL program
     source: str = field(default="", compare=False)  # text of the task file, for hashes
 
     @property

@@ -12,6 +12,8 @@ import harness.tl
 from harness.targets import TARGETS
 from harness.tl.check import check
 from harness.tl.interpret import interpret
+from harness.tl.lower.numba import lower_numba
+from harness.tl.lower.triton import lower_triton
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
 from harness.tl.space import pruned, space
@@ -72,3 +74,14 @@ def test_interpreting_two_heads(benchmark):
 
     benchmark(run)
     assert fastest(run, 3) < 1
+
+
+@pytest.mark.parametrize("lower", [lower_triton, lower_numba], ids=["triton", "numba"])
+def test_lowering_a_program(benchmark, lower):
+    program = resolve(parse(REFERENCE), TASK)
+
+    def run():
+        return lower(program, TASK)
+
+    assert benchmark(run).files["attention.py"]
+    assert fastest(run) < 0.020

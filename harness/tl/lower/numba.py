@@ -184,9 +184,7 @@ def _entry(task: TaskLike, module: Module, kernels: list[tuple[str, Block]]) -> 
     tensors = {t.name for t in task.tensors}
     for function, block in kernels:
         arrays = [f"{t}.numpy()" if t in tensors else names("workspace", t) for t in block.scope.tensors]
-        calls.append(
-            f"    {function}({', '.join([*arrays, *(symbol(s).code for s in block.scope.symbols)])})"
-        )
+        calls += _listed(f"    {function}", [*arrays, *(symbol(s).code for s in block.scope.symbols)])
     signature = ", ".join(f"{t.name}: Tensor" for t in task.tensors)
     scalars = ", ".join(["scale: float", *(f"{p.name}: {p.type}" for p in task.parameters)])
     written = ", ".join(t.name for t in task.tensors if t.role == "output")
