@@ -97,10 +97,12 @@ _SYMBOL = {
 }
 SYMBOLS = {word: symbol for symbol, words in _SYMBOL.items() for word in words.split()}
 # Lengths by a name that does not say whose: the tensor they size decides.
-LENGTHS = frozenset("n m l seq_len seqlen seq_length sequence_length seq ctx context_len n_ctx length".split())
+LENGTHS = frozenset(
+    "n m l seq_len seqlen seq_length sequence_length seq ctx context_len n_ctx length".split()
+)
 BLOCK_INDICES = frozenset(
-    "block_idx block_m q_block block_id blockidx block_index q_block_idx q_idx_block m_block block_row bid pid "
-    "block q_tile tile_idx row_block q_block_id block_m_idx start_m".split()
+    "block_idx block_m q_block block_id blockidx block_index q_block_idx q_idx_block m_block block_row bid "
+    "pid block q_tile tile_idx row_block q_block_id block_m_idx start_m".split()
 )
 BATCH_INDICES = frozenset("b batch_idx batch_id bidx batch_index bz b_idx".split())
 HEAD_INDICES = frozenset("h head_idx head_id hidx head_index head hq h_idx q_head".split())

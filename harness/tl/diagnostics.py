@@ -83,24 +83,46 @@ CODES: dict[str, Code] = {
         Code("TL201", "GEMM shapes", _E, "the columns of the first operand meet the rows of the second"),
         Code("TL202", "shapes do not broadcast", _E, "operands have equal sizes, or 1"),
         Code("TL203", "coordinate", _E, "say which block the tile covers: in coordinate [L = ...]"),
-        Code("TL204", "transposed operand", _W, "go through shared memory, or change the order of the product"),
+        Code(
+            "TL204", "transposed operand", _W, "go through shared memory, or change the order of the product"
+        ),
         Code("TL205", "result does not fit its tile", _E, "allocate the tile with the shape of the result"),
         Code("TL206", "fits some shapes only", _W, "write the size by its name"),
         Code("TL207", "position not known", _E, "use positions on tiles that come from one place"),
-        Code("TL208", "not the task's tensor", _E, "give the shape and the offset that the task's tensor has"),
+        Code(
+            "TL208", "not the task's tensor", _E, "give the shape and the offset that the task's tensor has"
+        ),
         Code("TL209", "contraction over different places", _E, "load both operands at the same coordinate"),
         Code("TL301", "global tensor in Compute", _E, "copy a tile of it to shared or register first"),
         Code("TL302", "global tensor never allocated", _E, "Allocate it in global"),
         Code("TL303", "accumulator outside registers", _E, "allocate the accumulator in register"),
         Code("TL304", "accumulator allocated in its loop", _E, "allocate it before the loop"),
         Code("TL305", "not at that level", _E, "copy from the level where the tile is"),
-        Code("TL401", "GEMM feeds GEMM without Reshape", _E,
-             "Reshape it from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) between the two"),
+        Code(
+            "TL401",
+            "GEMM feeds GEMM without Reshape",
+            _E,
+            "Reshape it from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new) between the two",
+        ),
         Code("TL402", "Reshape without need", _W, "only a GEMM's result needs it, before it enters a GEMM"),
-        Code("TL403", "Reshape to the wrong layout", _E,
-             "from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)"),
-        Code("TL501", "accumulator not rescaled", _E, "add `and rescale X` to the Softmax, or multiply by alpha"),
-        Code("TL502", "state not initialised", _E, "the maximum starts at -inf, the sum and the accumulator at 0"),
+        Code(
+            "TL403",
+            "Reshape to the wrong layout",
+            _E,
+            "from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)",
+        ),
+        Code(
+            "TL501",
+            "accumulator not rescaled",
+            _E,
+            "add `and rescale X` to the Softmax, or multiply by alpha",
+        ),
+        Code(
+            "TL502",
+            "state not initialised",
+            _E,
+            "the maximum starts at -inf, the sum and the accumulator at 0",
+        ),
         Code("TL503", "never normalised", _E, "divide the accumulator by the sum after the loop"),
         Code("TL504", "normalised twice", _E, "divide by the sum once, after the loop"),
         Code("TL505", "mask after softmax", _E, "mask the scores before the softmax"),
@@ -111,18 +133,32 @@ CODES: dict[str, Code] = {
         Code("TL601", "allowed keys skipped", _E, "widen the loop bounds or the mask"),
         Code("TL602", "forbidden keys seen", _E, "mask the scores before the softmax"),
         Code("TL603", "keys counted twice", _E, "let each key tile come once"),
-        Code("TL604", "output not stored once", _E, "let the blocks of the grid cover every row exactly once"),
+        Code(
+            "TL604", "output not stored once", _E, "let the blocks of the grid cover every row exactly once"
+        ),
         Code("TL605", "tail without a pad", _E, "pad with 0 what lies past the end"),
-        Code("TL701", "shared memory", _E, "smaller tiles, fewer stages, or one tile after the other in one place"),
+        Code(
+            "TL701",
+            "shared memory",
+            _E,
+            "smaller tiles, fewer stages, or one tile after the other in one place",
+        ),
         Code("TL702", "registers", _W, "smaller tiles, or more warps"),
-        Code("TL703", "not a multiple of the instruction's shape", _E, "take tile sizes that the instruction divides"),
+        Code(
+            "TL703",
+            "not a multiple of the instruction's shape",
+            _E,
+            "take tile sizes that the instruction divides",
+        ),
         Code("TL704", "no choice fits", _E, "widen the sets of the tile parameters"),
         Code("TL801", "dtype not supported", _E, "choose a dtype that the target computes"),
         Code("TL802", "accumulating below f32", _E, "accumulate in f32"),
         Code("TL803", "missing cast", _W, "Cast it to the type the GEMM takes, or leave the type open"),
         Code("TL901", "feature the target lacks", _E, "leave it out for this target"),
         Code("TL902", "stages do not fit", _E, "fewer stages"),
-        Code("TL903", "cyclic wait", _E, "let each channel have one writer that does not wait for its reader"),
+        Code(
+            "TL903", "cyclic wait", _E, "let each channel have one writer that does not wait for its reader"
+        ),
         Code("TL904", "unknown schedule key", _W, "see the table of schedule keys"),
     )
 }

@@ -1,4 +1,4 @@
-"""Owns the value of index arithmetic: sizes, bounds, coordinates, conditions, on integers (or arrays of them)."""
+"""Owns the value of index arithmetic: sizes, bounds, coordinates, conditions, on integers or arrays."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def op(fn: str, *args: ir.Expr) -> ir.Expr:
             return y
         case ("sub", (x, y)) if y == zero:
             return x
-        case ("mul", (x, y)) if zero in (x, y) and not any(isinstance(p, ir.Ref) for a in args for p in ir.walk(a)):
+        case ("mul", (x, y)) if zero in (x, y) and not any(
+            isinstance(p, ir.Ref) for a in args for p in ir.walk(a)
+        ):
             return zero
         case ("mul" | "floordiv" | "ceildiv" | "div", (x, y)) if y == one:
             return x

@@ -62,7 +62,9 @@ class Expressions:
                 return self._chain(expr, [self.index(x, length) for x in expr.operands])
             case s.Call():
                 return self._index_call(expr, length)
-        scope.report("TL007", expr.pos, "this is no index arithmetic", "write it with sizes, indices and + - * /")
+        scope.report(
+            "TL007", expr.pos, "this is no index arithmetic", "write it with sizes, indices and + - * /"
+        )
         return NAUGHT
 
     def _index_call(self, expr: s.Call, length: str) -> ir.Expr:
@@ -86,9 +88,7 @@ class Expressions:
         return NAUGHT
 
     def _chain(self, expr: s.Compare, values: list[ir.Expr]) -> ir.Expr:
-        links = [
-            op(_COMPARE[o], a, b) for o, a, b in zip(expr.ops, values[:-1], values[1:], strict=True)
-        ]
+        links = [op(_COMPARE[o], a, b) for o, a, b in zip(expr.ops, values[:-1], values[1:], strict=True)]
         return links[0] if len(links) == 1 else ir.Op("and", tuple(links))
 
     def _unknown(self, name: str, pos: Pos) -> None:
@@ -100,7 +100,7 @@ class Expressions:
     # --- values ---
 
     def value(self, expr: s.Expr, axes: Axes | None = None, masking: bool = False) -> tuple[ir.Expr, Shape]:
-        """An element-wise expression with its shape; `axes`: where rows and columns of the result come from."""
+        """An element-wise expression with its shape; `axes`: where its rows and columns come from."""
         return self._value(expr, self.axes_of(expr) if axes is None else axes, masking)
 
     def axes_of(self, expr: s.Expr) -> Axes:
@@ -189,9 +189,15 @@ class Expressions:
     def _name(self, expr: s.Name, axes: Axes, masking: bool) -> tuple[ir.Expr, Shape]:
         scope, name, pos, word = self.scope, expr.id, expr.pos, expr.id.lower()
         tile = scope.tile(name)
-        position = "seq_q" if word in aliases.QUERY_POSITIONS else "seq_k" if word in aliases.KEY_POSITIONS else ""
+        position = (
+            "seq_q" if word in aliases.QUERY_POSITIONS else "seq_k" if word in aliases.KEY_POSITIONS else ""
+        )
         matrix = scope.matrix(name) if name != word else None
-        if position and (masking or (tile is None and matrix is None)) and name not in (*scope.loops, *scope.grid, *scope.lets):
+        if (
+            position
+            and (masking or (tile is None and matrix is None))
+            and name not in (*scope.loops, *scope.grid, *scope.lets)
+        ):
             if word not in ("q", "k"):
                 scope.note("TL004", pos, name, f"is read as `{position[-1]}`, the position")
             return self._position(position, axes, pos)
@@ -229,7 +235,9 @@ class Expressions:
         if not self.scope.sketch:
             moved = NOT_KNOWN in axes
             why = "differ from one way through the program to another" if moved else "come from no sequence"
-            self.scope.report("TL207", pos, f"the {'query' if role == 'seq_q' else 'key'} positions here {why}")
+            self.scope.report(
+                "TL207", pos, f"the {'query' if role == 'seq_q' else 'key'} positions here {why}"
+            )
         return NAUGHT, SCALAR
 
     def read(self, tile: ir.Tile, pos: Pos) -> ir.Tile:
@@ -260,7 +268,9 @@ class Expressions:
             case Same.ALWAYS:
                 return True
             case Same.SOMETIMES:
-                self.scope.report("TL206", pos, f"{show(a)} {what} and {show(b)} agree only for some shapes of the task")
+                self.scope.report(
+                    "TL206", pos, f"{show(a)} {what} and {show(b)} agree only for some shapes of the task"
+                )
                 return True
             case Same.NEVER:
                 self.scope.report(code, pos, f"{show(a)} {what} meet {show(b)}", fix)

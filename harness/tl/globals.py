@@ -74,7 +74,9 @@ class Globals:
             scope.report("TL106", pos, f"the task has no tensor `{name}`", near)
             return None
         if not scope.sketch:
-            rows, cols = (tensor.axes[1], tensor.axes[-1]) if len(tensor.axes) == 4 else (*tensor.axes, "1")[-2:]
+            rows, cols = (
+                (tensor.axes[1], tensor.axes[-1]) if len(tensor.axes) == 4 else (*tensor.axes, "1")[-2:]
+            )
             scope.report("TL302", pos, f"`{name}` is copied but never allocated in global",
                          f"Allocate {name} in global ({rows}, {cols})")  # fmt: skip
         matrix = self._view(name, tensor, None, (), pos)
@@ -115,11 +117,16 @@ class Globals:
         if st is None or not st.shape:
             return usual or tensor.axes[-1:]
         if len(st.shape) == len(tensor.axes) > 2:
-            self.scope.note("TL005", st.pos, st.name, f"is seen as a matrix ({', '.join(usual)}) of its batch entry and head")
+            self.scope.note(
+                "TL005",
+                st.pos,
+                st.name,
+                f"is seen as a matrix ({', '.join(usual)}) of its batch entry and head",
+            )
             return usual
         if len(st.shape) > 2:
-            self.scope.report("TL208", st.pos, f"`{st.name}` has the axes ({', '.join(tensor.axes)})",
-                              f"Allocate {st.name} in global ({', '.join(usual)}) with offset (b, h)")  # fmt: skip
+            fix = f"Allocate {st.name} in global ({', '.join(usual)}) with offset (b, h)"
+            self.scope.report("TL208", st.pos, f"`{st.name}` has the axes ({', '.join(tensor.axes)})", fix)
             return usual
         kept: list[str] = []
         left = list(tensor.axes)
@@ -128,16 +135,25 @@ class Globals:
             value = self.ex.index(size, with_lengths)
             if value == ONE and kept:
                 continue
-            match = next((a for a in left if self.scope.same(value, ir.Sym(a)) is Same.ALWAYS and a in usual), None)
+            match = next(
+                (a for a in left if self.scope.same(value, ir.Sym(a)) is Same.ALWAYS and a in usual), None
+            )
             match = match or next((a for a in left if self.scope.same(value, ir.Sym(a)) is Same.ALWAYS), None)
             if match is None:
-                match = next((a for a in left if a in usual and self.scope.same(value, ir.Sym(a)) is Same.SOMETIMES), None)
+                match = next(
+                    (a for a in left if a in usual and self.scope.same(value, ir.Sym(a)) is Same.SOMETIMES),
+                    None,
+                )
                 if match is not None and not self.scope.sketch:
-                    self.scope.report("TL206", st.pos, f"{show(value)} is {match} for some shapes of the task only")
+                    self.scope.report(
+                        "TL206", st.pos, f"{show(value)} is {match} for some shapes of the task only"
+                    )
             if match is None:
                 if not self.scope.sketch:
-                    self.scope.report("TL208", st.pos, f"no axis of `{st.name}` ({', '.join(tensor.axes)}) has {show(value)} elements",
-                                      f"Allocate {st.name} in global ({', '.join(usual)})")  # fmt: skip
+                    axes = ", ".join(tensor.axes)
+                    problem = f"no axis of `{st.name}` ({axes}) has {show(value)} elements"
+                    fix = f"Allocate {st.name} in global ({', '.join(usual)})"
+                    self.scope.report("TL208", st.pos, problem, fix)
                 return usual
             kept.append(match)
             left = left[left.index(match) + 1 :] if left.index(match) + 1 < len(left) else []
@@ -163,8 +179,10 @@ class Globals:
             return usual
         if len(offset) != len(fixed):
             if not scope.sketch:
-                scope.report("TL208", pos, f"the offset of `{name}` has {len(offset)} entries for the axes ({', '.join(fixed)})",
-                             f"with offset ({', '.join(show(e) for e in self._usual(fixed, pos).values())})")  # fmt: skip
+                axes = ", ".join(fixed)
+                right = ", ".join(show(e) for e in self._usual(fixed, pos).values())
+                problem = f"the offset of `{name}` has {len(offset)} entries for the axes ({axes})"
+                scope.report("TL208", pos, problem, f"with offset ({right})")
             return self._usual(fixed, pos)
         indices = {}
         for axis, expr in zip(fixed, offset, strict=True):
@@ -176,7 +194,9 @@ class Globals:
         """One entry; an unknown single name there is what the task's own offset says."""
         scope = self.scope
         role = {"batch": "batch", "heads": "heads", "kv_heads": "heads"}.get(axis, axis)
-        unknown = [n for n in s.names(expr) if n not in scope.known_names() and n.lower() not in aliases.SYMBOLS]
+        unknown = [
+            n for n in s.names(expr) if n not in scope.known_names() and n.lower() not in aliases.SYMBOLS
+        ]
         if len(unknown) == 1 and not scope.grid_of(role) and not scope.grid_written:
             scope.ensure_grid(role, unknown[0], ir.Sym(role), pos)
         elif len(unknown) == 1 and scope.grid_of(role) is not None and isinstance(expr, s.Name):
@@ -245,14 +265,29 @@ class Globals:
         free = len(shape) - len(fixed)
         if free not in (1, 2):
             if not scope.sketch:
-                scope.report("TL208", st.pos, f"the offset of `{st.name}` leaves {free} axes; a matrix has two, a vector one")
+                scope.report(
+                    "TL208",
+                    st.pos,
+                    f"the offset of `{st.name}` leaves {free} axes; a matrix has two, a vector one",
+                )
             return
         axes = (*fixed, "row", "col")[: len(shape)]
         cols = shape[-1] if free == 2 else ONE
         dtype = aliases.DTYPES.get(st.dtype) if st.dtype else None
-        roles = [e.name if isinstance(e, ir.Sym) and e.name.startswith("seq") else None for e in shape[len(fixed) :]]
+        roles = [
+            e.name if isinstance(e, ir.Sym) and e.name.startswith("seq") else None
+            for e in shape[len(fixed) :]
+        ]
         scope.matrices[st.name] = ir.Matrix(
-            st.name, st.name, axes, shape[len(fixed)], cols, roles[0], roles[1] if free == 2 else None, shape, dtype  # type: ignore[arg-type]
+            st.name,
+            st.name,
+            axes,  # type: ignore[arg-type]
+            shape[len(fixed)],
+            cols,
+            roles[0],
+            roles[1] if free == 2 else None,
+            shape,
+            dtype,
         )
 
     # --- coordinates ---
@@ -264,10 +299,20 @@ class Globals:
             name = expr.id
             if name not in (*scope.known_names(), *scope.lets) and scope.grid_of("rows") is None:
                 return scope.ensure_grid("rows", name, op("ceildiv", ir.Sym("seq_q"), shape[0]), expr.pos)
-        if at == 0 and isinstance(expr, s.Name) and matrix.row_role == "seq_q" and scope.grid_of("rows") is not None:
+        if (
+            at == 0
+            and isinstance(expr, s.Name)
+            and matrix.row_role == "seq_q"
+            and scope.grid_of("rows") is not None
+        ):
             name = expr.id
             if name not in scope.known_names() and name.lower() not in aliases.BLOCK_INDICES:
                 known = scope.grid_of("rows")
-                scope.note("TL004", expr.pos, name, f"is read as `{show(known or NAUGHT)}`, the grid's index of the rows")
+                scope.note(
+                    "TL004",
+                    expr.pos,
+                    name,
+                    f"is read as `{show(known or NAUGHT)}`, the grid's index of the rows",
+                )
                 return known or NAUGHT
         return self.ex.index(expr, length)

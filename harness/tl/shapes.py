@@ -53,9 +53,7 @@ def _equal(a: ir.Expr, b: ir.Expr) -> bool:
         return False
 
 
-def compare(
-    a: ir.Expr, b: ir.Expr, task: TaskLike | None, parameters: Mapping[str, tuple[int, ...]]
-) -> Same:
+def compare(a: ir.Expr, b: ir.Expr, task: TaskLike | None, parameters: Mapping[str, tuple[int, ...]]) -> Same:
     """Whether two sizes agree always, for some workload and tile choice of the task, or for none."""
     if equal(a, b):
         return Same.ALWAYS

@@ -23,7 +23,7 @@ NOWHERE = Pos(0, 0)
 
 
 def _pos() -> Pos:
-    return field(default=NOWHERE, compare=False, repr=False, kw_only=True)  # type: ignore[no-any-return]
+    return field(default=NOWHERE, compare=False, repr=False, kw_only=True)
 
 
 class Level(StrEnum):
@@ -230,9 +230,7 @@ class Schedule:
     pos: Pos = _pos()
 
 
-Statement = (
-    Comment | Let | Tile | Grid | Allocate | Copy | Compute | Infix | Reshape | For | If | Schedule
-)
+Statement = Comment | Let | Tile | Grid | Allocate | Copy | Compute | Infix | Reshape | For | If | Schedule
 
 
 @dataclass(frozen=True, slots=True)

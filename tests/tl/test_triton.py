@@ -1,5 +1,8 @@
-"""Claims about the Triton compiler on the CPU: its output under Triton's interpreter is what the language's own
-interpreter says, for every task, style and tile choice; a changed program gives an equally changed kernel."""
+"""Claims about the Triton compiler on the CPU: its kernels compute what the language's own interpreter says.
+
+Triton interprets them, for every task, style and tile choice; a changed program gives an equally changed
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 pytest.importorskip("triton")
 
 from harness.targets import find_target
-from harness.tl.corpus_index import corpus
+from harness.tl.corpus_index import Entry, corpus
 from harness.tl.interpret import interpret
 from harness.tl.lower.choices import Row, candidates, default_table, shared_bytes
 from harness.tl.lower.lowered import LowerError
@@ -25,7 +28,7 @@ from tests.tl.triton_trial import TOLERANCE, Trial, inputs, load, program, run_a
 
 TASKS = ("mha", "mha_causal", "gqa_causal", "mqa_causal", "mla_prefill", "sliding_window", "softcap", "cross")
 TILES = tuple(itertools.product((64, 128), (32, 64, 128)))
-
+Differences = dict[str, list[float] | str]  # by the trial's name; the error's text where it raised
 
 EDITS = {
     "mask edge": ("k <= q + seq_k - seq_q\n", "k < q + seq_k - seq_q\n"),
@@ -87,7 +90,7 @@ def trials() -> dict[str, Trial]:
 
 
 @pytest.fixture(scope="module")
-def differences() -> dict[str, list[float] | str]:
+def differences() -> Differences:
     planned = trials()
     return dict(zip(planned, run_all(list(planned.values()), 2, interpreted=True), strict=True))
 
@@ -98,24 +101,26 @@ def agrees(found: list[float] | str, *tolerances: float) -> bool:
 
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 @pytest.mark.parametrize("name", TASKS)
-def test_every_tile_choice_agrees_with_the_interpreter(differences, name, tiles):
+def test_every_tile_choice_agrees_with_the_interpreter(
+    differences: Differences, name: str, tiles: tuple[int, int]
+) -> None:
     found = differences[f"tiles {name} {tiles}"]
     assert agrees(found, TOLERANCE[tile_trial(name, tiles).workloads[0].dtype]), found
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_primitive_style_agrees_too(differences, name):
+def test_the_primitive_style_agrees_too(differences: Differences, name: str) -> None:
     found = differences[f"primitive {name}"]
     assert agrees(found, TOLERANCE["fp32"], TOLERANCE["fp32"]), found
 
 
 @pytest.mark.parametrize("entry", corpus("lenient"), ids=lambda e: e.name)
-def test_programs_as_models_write_them_lower_and_agree(differences, entry):
+def test_programs_as_models_write_them_lower_and_agree(differences: Differences, entry: Entry) -> None:
     assert agrees(differences[entry.name], TOLERANCE["fp32"]), differences[entry.name]
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=str)
-def test_a_mutant_gives_the_mutant_kernel(differences, edit):
+def test_a_mutant_gives_the_mutant_kernel(differences: Differences, edit: str) -> None:
     found = differences[f"edit {edit}"]
     assert agrees(found, 1e-4), found  # as the interpreter says of the mutant
     task, right = program("reference", "mha_causal")
@@ -127,15 +132,15 @@ def test_a_mutant_gives_the_mutant_kernel(differences, edit):
     assert not (outputs[0] - outputs[1]).abs().max() < 1e-3  # and the mutant is one
 
 
-def test_a_scale_that_cannot_be_folded_is_multiplied(differences):
+def test_a_scale_that_cannot_be_folded_is_multiplied(differences: Differences) -> None:
     assert agrees(differences["scale"], TOLERANCE["fp32"], TOLERANCE["fp32"]), differences["scale"]
 
 
-def test_every_function_of_the_language_has_triton_code(differences):
+def test_every_function_of_the_language_has_triton_code(differences: Differences) -> None:
     assert agrees(differences["functions"], 2e-4), differences["functions"]
 
 
-def test_the_source_is_the_same_each_time_and_names_every_statement():
+def test_the_source_is_the_same_each_time_and_names_every_statement() -> None:
     task, prog = program("reference", "gqa_causal")
     one, two = (lower_triton(prog, task, find_target("h100")).files["attention.py"] for _ in range(2))
     assert one == two
@@ -148,7 +153,7 @@ def test_the_source_is_the_same_each_time_and_names_every_statement():
         assert f"# {statement}" in one
 
 
-def test_a_table_serves_each_call_its_row(tmp_path: Path):
+def test_a_table_serves_each_call_its_row(tmp_path: Path) -> None:
     task, prog = program("reference", "mha")
     rows = [Row.of(2, 64, 0, {"BM": 64, "BN": 32, "warps": 4, "stages": 2, "overlap": 0}),
             Row.of(2, 64, 1024, {"BM": 128, "BN": 32, "warps": 8, "stages": 2, "overlap": 0}),
@@ -162,20 +167,20 @@ def test_a_table_serves_each_call_its_row(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["t4", "cpu"])
-def test_targets_without_triton_tensor_cores_are_refused(name):
+def test_targets_without_triton_tensor_cores_are_refused(name: str) -> None:
     task, prog = program("reference", "mha")
     with pytest.raises(LowerError, match="sm_80"):
         lower_triton(prog, task, find_target(name))
 
 
 @pytest.mark.parametrize("tiles", [{"BM": 96}, {"BN": 8}])
-def test_tiles_that_triton_cannot_have_are_refused(tiles):
+def test_tiles_that_triton_cannot_have_are_refused(tiles: dict[str, int]) -> None:
     task, prog = program("reference", "mha")
     with pytest.raises(LowerError, match="powers of two"):
         lower_triton(prog, task, choice=tiles)
 
 
-def test_what_cannot_be_lowered_names_its_statement():
+def test_what_cannot_be_lowered_names_its_statement() -> None:
     text = next(e.text for e in corpus("reference") if e.task == "mha")
     whole = text.replace("Copy K (BN, dim) in coordinate [L = j]", "Copy K (seq_k, dim)").replace(
         "    Copy V (BN, dim_v) in coordinate [L = j]", "    Copy V (seq_k, dim_v)"
@@ -185,11 +190,11 @@ def test_what_cannot_be_lowered_names_its_statement():
         lower_triton(resolve(parse(whole), task), task)
 
 
-def test_default_tables_fit_the_target():
+def test_default_tables_fit_the_target() -> None:
     for name in ("a100", "l40s", "h100"):
         target = find_target(name)
         for task_name in TASKS:
-            task, prog = program("reference", task_name)
+            _, prog = program("reference", task_name)
             for row in default_table(prog, target):
                 need = shared_bytes(prog, dict(row.choice), row.dim, row.dim, row.bytes)
                 smallest = min(shared_bytes(prog, c, row.dim, row.dim, row.bytes) for c in candidates(prog))
@@ -197,7 +202,7 @@ def test_default_tables_fit_the_target():
 
 
 @pytest.mark.slow
-def test_ahead_of_time_compilation_uses_the_tensor_cores_of_each_architecture():
+def test_ahead_of_time_compilation_uses_the_tensor_cores_of_each_architecture() -> None:
     task, prog = program("reference", "gqa_causal")
     target = find_target("a100")
     w = shape(task, 256, 256, "fp16").with_(dim=64, dim_v=64)
