@@ -1,4 +1,4 @@
-"""Owns the search of a TL program's tile space by measuring on this machine's GPU: best per cell, all times kept.
+"""Owns the search of a TL program's tile space by measuring on this GPU: the best per cell, all times kept.
 
 A search ranks choices with short timings of its own (graph replay, one process); what is published is
 timed again by the protocol. Compilation runs in many processes, timing in one.
@@ -6,14 +6,16 @@ timed again by the protocol. Compilation runs in many processes, timing in one.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -51,28 +53,45 @@ class Tuned:
     wall_s: float = 0.0
 
     def write(self, path: Path) -> None:
-        record = {"task": self.task, "device": self.device, "wall_s": round(self.wall_s, 1),
-                  "rows": [asdict(r) for r in self.rows], "timings": [asdict(t) for t in self.timings]}  # fmt: skip
+        """As JSON."""
+        record = {
+            "task": self.task,
+            "device": self.device,
+            "wall_s": round(self.wall_s, 1),
+            "rows": [asdict(r) for r in self.rows],
+            "timings": [asdict(t) for t in self.timings],
+        }
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def choices(program: ir.Program, target: Target, dim: int, dim_v: int, element: int) -> list[dict[str, int]]:
     """The tile and launch choices worth compiling: those whose tiles fit in shared memory and registers."""
     limit = (target.smem_per_block or 99 * 1024) - 2048
-    return [c for c in candidates(program)
-            if shared_bytes(program, c, dim, dim_v, element) <= limit
-            and accumulator_registers(program, c, dim, dim_v) <= _REGISTERS]  # fmt: skip
+    return [
+        c
+        for c in candidates(program)
+        if shared_bytes(program, c, dim, dim_v, element) <= limit
+        and accumulator_registers(program, c, dim, dim_v) <= _REGISTERS
+    ]
 
 
-def tune(program: ir.Program, task: Task, target: Target, workloads: Sequence[Workload], scratch: Path,
-         workers: int | None = None) -> tuple[Tuned, Lowered]:  # fmt: skip
+def tune(
+    program: ir.Program,
+    task: Task,
+    target: Target,
+    workloads: Sequence[Workload],
+    scratch: Path,
+    workers: int | None = None,
+) -> tuple[Tuned, Lowered]:
     """The best choice for each workload by measuring, and the candidate with that table."""
     began = time.monotonic()
     spaces = {
         (w.dim, w.dim_v): choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize) for w in workloads
     }
-    smallest = {dims: min((w for w in workloads if (w.dim, w.dim_v) == dims), key=lambda w: w.seq_q * w.batch)
-                for dims in spaces}  # fmt: skip
+    smallest = {
+        dims: min((w for w in workloads if (w.dim, w.dim_v) == dims), key=lambda w: w.seq_q * w.batch)
+        for dims in spaces
+    }
     source = _searchable(program, task, spaces)
     folder = source.write(scratch / source.name)
     jobs = [
@@ -105,9 +124,14 @@ def _searchable(
 
 
 def _best(
-    folder: str, w: Workload, task: Task, space: Sequence[Mapping[str, int]], broken: Mapping[tuple[int, int, str], str],
+    folder: str,
+    w: Workload,
+    task: Task,
+    space: Sequence[Mapping[str, int]],
+    broken: Mapping[tuple[int, int, str], str],
     timings: list[Timing],
-) -> dict[str, int] | None:  # fmt: skip
+) -> dict[str, int] | None:
+    """The fastest choice for the workload, None where none ran; `timings` gets them all."""
     found: list[tuple[float, Mapping[str, int]]] = []
     tensors = _tensors(task, w)
     for choice in space:
@@ -134,31 +158,34 @@ def _key(choice: Mapping[str, int]) -> str:
 
 def _tensors(task: Task, w: Workload) -> dict[str, torch.Tensor]:
     generator = torch.Generator("cuda").manual_seed(0)
-    return {t.name: torch.randn(t.shape(w), generator=generator, device="cuda", dtype=torch.float32).to(w.torch_dtype)
-            for t in task.tensors}  # fmt: skip
+    drawn = {
+        t.name: torch.randn(t.shape(w), generator=generator, device="cuda", dtype=torch.float32)
+        for t in task.tensors
+    }
+    return {name: t.to(w.torch_dtype) for name, t in drawn.items()}
 
 
-_MODULES: dict[str, object] = {}
+_MODULES: dict[str, ModuleType] = {}  # candidates imported in this process, by folder
 
 
-def _attention(folder: str, choice: Mapping[str, int]) -> object:
-    import importlib.util
-
+def _attention(folder: str, choice: Mapping[str, int]) -> Callable[..., None]:
+    """The candidate's `attention`, with that choice for every call until the next."""
     if folder not in _MODULES:
         spec = importlib.util.spec_from_file_location(f"tuned_{len(_MODULES)}", f"{folder}/attention.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         _MODULES[folder] = module
-    module = _MODULES[folder]  # type: ignore[assignment]
-    module._choose = lambda *_: module.Choice(**choice)  # type: ignore[attr-defined]
-    return module.attention  # type: ignore[attr-defined]
+    chosen = _MODULES[folder]
+    chosen._choose = lambda *_: chosen.Choice(**choice)  # type: ignore[attr-defined]
+    attention: Callable[..., None] = chosen.attention
+    return attention
 
 
 def _call(
     folder: str, task: Task, w: Workload, tensors: Mapping[str, torch.Tensor], choice: Mapping[str, int]
 ) -> None:
-    _attention(folder, choice)(**tensors, **task.scalars(w))  # type: ignore[operator]
+    _attention(folder, choice)(**tensors, **task.scalars(w))
 
 
 def _try(job: tuple[str, Workload, str, Mapping[str, int]]) -> str:
@@ -189,14 +216,14 @@ def _time(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         _call(folder, task, w, tensors, choice)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     graph.replay()
     graph.replay()
     end.record()
     end.synchronize()
     once = max(begin.elapsed_time(end) / 2, 1e-3)
-    samples = []
+    samples: list[float] = []
     for _ in range(max(3, min(200, round(ms / once)))):
         begin.record()
         graph.replay()

@@ -100,12 +100,20 @@ MUTANTS = [
     mutant("TL105", REF, "ceil(seq_k / BN)", "ceil(sek_q / BN)", line="sek_q"),
     mutant("TL106", REF, "Allocate V in global", "Allocate W in global", line="Allocate W"),
     mutant("TL107", REF, "Allocate O in register (BM, dim_v) init 0", "Allocate O in register (BM, dim_v)", line="rescale O"),
+    mutant("TL103", REF, "GEMM S, V", "GEMM S, K", line="Copy V"),
+    mutant("TL103", "reference/cross.tl", "GEMM Q, K^T", "GEMM K, K^T", line="Copy Q"),
     # --- shapes
     mutant("TL201", REF, "GEMM Q, K^T", "GEMM Q, K", line="GEMM Q, K "),
     mutant("TL202", "lenient/17_mla_symbolic_slices.tl", "O *= alpha", "O *= P", line="O *= P"),
     mutant("TL203", REF, "Copy Q (BM, dim) in coordinate [L = i]", "Copy Q (BM, dim)", line="Copy Q"),
     mutant("TL205", REF, "Allocate S in register (BM, BN)", "Allocate S in register (BM, 7)", line="GEMM Q"),
     mutant("TL206", FULL, "Allocate O in register (BM, dim_v)", "Allocate O in register (BM, 128)", line="GEMM S, V"),
+    mutant("TL206", REF, "GEMM S, V", "GEMM V, S", line="GEMM V, S"),
+    mutant("TL206", REF, "Allocate m in register (BM)", "Allocate m in register (BN)", line="Softmax"),
+    mutant("TL206", REF, "Allocate O in register (BM, dim_v)", "Allocate O in register (dim_v, BM)", line="accumulate O"),
+    mutant("TL206", PRIM, "Allocate row_sum in register (BM)", "Allocate row_sum in register (BN)", line="RowSum P"),
+    mutant("TL206", PRIM, "Allocate S in register (BM, BN)", "Allocate S in register (BN, BM)", line="GEMM Q, K^T"),
+    mutant("TL206", PRIM, "O = O / l", "O = P / l", line="O = P / l"),
     mutant("TL207", REF, MASK, "    Compute Mask O where k <= q + seq_k - seq_q\n", line="Mask O"),
     mutant("TL208", "reference/gqa_causal.tl", "Allocate V in global (seq_k, dim_v) with offset (b, h // group)", "Allocate V in global (seq_k, dim_v) with offset (b, h)", line="Allocate V"),
     mutant("TL209", REF, "Copy V (BN, dim_v) in coordinate [L = j]", "Copy V (BN, dim_v) in coordinate [L = j + 1]", line="GEMM S, V"),
@@ -159,6 +167,29 @@ MUTANTS = [
     mutant("TL504", REF, DIVIDE, "", RESHAPE, RESHAPE + "    Compute Divide O, l and get new O\n", line="GEMM S, V"),
     mutant("TL602", WINDOW, "max(0, i * BM + seq_k - seq_q - window + 1) // BN", "(i * BM + seq_k - seq_q - window + 1) // BN", line="for j"),
     mutant("TL509", REF, SOFTMAX, "", line="GEMM S, V"),
+    # --- softmax: the state, spelled out
+    mutant("TL501", PRIM, "RowMax S, m and get m_new", "RowMax S and get m_new", line="alpha = exp"),
+    mutant("TL501", "primitive/mha_causal.tl", "Subtract m, m_new", "Divide m, m_new", line="Divide m"),
+    mutant("TL501", "primitive/mha_causal.tl", "Exp alpha", "Log alpha", line="Log alpha"),
+    mutant("TL501", "primitive/mha_causal.tl", "Exp P", "Log P", line="Log P"),
+    mutant("TL501", PRIM, "exp(m - m_new)", "exp(l - m_new)", line="exp(l"),
+    mutant("TL501", PRIM, "exp(S - m_new)", "exp(S - alpha)", line="exp(S - alpha"),
+    mutant("TL501", PRIM, "Compute m = m_new", "Compute m = alpha", line="RowMax S, m"),
+    mutant("TL501", PRIM, "l * alpha + row_sum", "l * alpha + m", line="l * alpha + m"),
+    mutant("TL503", PRIM, "O = O / l", "O = O / m", line="O / m"),
+    mutant("TL503", REF, "Divide O, l", "Divide O, m", line="Divide O, m"),
+    mutant("TL503", PRIM, "O = O / l", "O = l / O", line="l / O"),
+    mutant("TL503", REF, "Divide O, l", "Divide l, O", line="Divide l, O"),
+    mutant("TL503", PRIM, "RowSum P", "RowMax P", line="l * alpha"),
+    mutant("TL503", PRIM, "l * alpha + row_sum", "l * alpha - row_sum", line="l * alpha - row_sum"),
+    mutant("TL505", PRIM, MASK, "", "    Compute alpha = exp", MASK + "    Compute alpha = exp", line="Mask S"),
+    mutant("TL507", PRIM, "    Compute S = S * scale\n", "", "    Compute alpha = exp", "    Compute S = S * scale\n    Compute alpha = exp", line="S = S * scale"),
+    mutant("TL507", "primitive/softcap.tl", "Divide S, softcap", "Multiply S, softcap", line="Exp P"),
+    mutant("TL507", "primitive/softcap.tl", "Tanh S", "Sigmoid S", line="Exp P"),
+    mutant("TL507", "primitive/softcap.tl", "Tanh S and get new S", "Tanh S and get new T", line="Exp P"),
+    mutant("TL507", "reference/softcap.tl", "softcap * tanh", "2 * tanh", line="Softmax"),
+    mutant("TL509", PRIM, "RowSum P", "RowSum S", line="RowSum S"),
+    mutant("TL509", PRIM, "RowMax S, m", "RowSum S, m", line="RowSum S"),
     # --- coverage
     mutant("TL601", PRIM, "    Compute GEMM P, V and accumulate O\n", "", line="Copy O"),
     mutant("TL603", "lenient/28_scaled_q_shared.tl", "    Compute RowSum P, l and get new l\n", "    Compute RowSum P, l and get new l\n" * 2, line="RowSum"),
@@ -188,6 +219,10 @@ MUTANTS = [
     mutant("TL604", REF, "i = ceil(seq_q / BM)", "i = ceil(seq_q / BM), z = 2", line="Copy O"),
     mutant("TL604", REF, STORE, STORE + STORE, line="Copy O"),
     mutant("TL604", REF, STORE, STORE.replace("L = i", "L = i + 1"), line="L = i + 1"),
+    mutant("TL604", REF, "h = heads", "h = batch", line="Copy O"),
+    mutant("TL604", "reference/gqa_causal.tl", "h = heads", "h = kv_heads", line="Copy O"),
+    mutant("TL604", REF, "b = batch", "b = heads", line="Copy O"),
+    mutant("TL604", "reference/gqa_causal.tl", "h = heads,", "h = kv_heads, g = group,", "Q in global (seq_q, dim) with offset (b, h)", "Q in global (seq_q, dim) with offset (b, h * group + g)", "O in global (seq_q, dim_v) with offset (b, h)", "O in global (seq_q, dim_v) with offset (b, h + g)", "(b, h // group)", "(b, h)", "(b, h // group)", "(b, h)", line="Copy O"),
     mutant("TL605", REF, "[L = j] from global to shared", "[L = j] from global to shared pad -inf", line="pad -inf"),
     # --- capacity
     mutant("TL701", REF, TILES, "Tile BM = 256, BN = 256", line="Copy Q", target="t4"),
@@ -199,6 +234,10 @@ MUTANTS = [
     mutant("TL801", REF, "Kernel", "Kernel", line="Kernel", target="t4", dtype="bf16"),
     mutant("TL801", REF, COPY_K, COPY_K + "    Compute Cast K to fp8 and get new K\n", line="Cast K", target="a100"),
     mutant("TL802", REF, "Allocate O in register (BM, dim_v) init 0", "Allocate O in register (BM, dim_v) fp16 init 0", line="Allocate O in register"),
+    mutant("TL802", REF, "Allocate l in register (BM)", "Allocate l in register (BM) fp16", line="Allocate l"),
+    mutant("TL802", PRIM, "Allocate m in register (BM)", "Allocate m in register (BM) fp16", line="Allocate m "),
+    mutant("TL802", PRIM, "Allocate P in register (BM, BN)", "Allocate P in register (BM, BN) fp16", line="P = exp"),
+    mutant("TL802", PRIM, "Allocate alpha in register (BM)", "Allocate alpha in register (BM) bf16", line="alpha = exp"),
     mutant("TL803", PRIM, "Allocate P in register (BM, BN)", "Allocate V in shared (BN, dim_v) fp16\nAllocate P in register (BM, BN) bf16", line="GEMM P, V"),
     # --- schedule
     mutant("TL901", REF, "Kernel", "Kernel", line="Schedule", target="t4"),
@@ -221,6 +260,46 @@ def test_a_defect_is_found_where_it_is(wrong):
     assert {f.pos.line for f in found} & blamed, (said, blamed)
     assert all(f.message and f.fix for f in found)
     assert report.ok == (not any(f.is_error for f in report.findings))
+
+
+def test_sizes_that_differ_for_a_choice_of_tiles_are_an_error_and_for_a_shape_of_the_task_a_warning():
+    def severities(new, *edits):
+        wrong = mutant(
+            "TL206",
+            FULL,
+            "Allocate O in register (BM, dim_v)",
+            f"Allocate O in register {new}",
+            *edits,
+            line="",
+        )
+        return {f.severity for f in wrong.run().findings if f.code == "TL206"}
+
+    assert severities("(BM, 128)") == {Severity.WARNING}
+    assert severities("(BM, BN)") == {Severity.ERROR}
+    assert severities("(BM, BN)", TILES, "Tile BM = 64, BN = 128") == {Severity.WARNING}
+    assert severities("(BN, dim_v)", TILES, "Tile BM = 64, BN = 64") == set()
+
+
+# Unusual, and right: (program, what is replaced by what).
+UNUSUAL = {
+    "a maximum that follows lazily": (PRIM, "Compute RowMax S, m and get m_new\n", "Compute RowMax S, m and get new m_top\n    Compute m_new = where(m_top - m > 8, m_top, m)\n"),
+    "a block's maximum joined by hand": (PRIM, "Compute RowMax S, m and get m_new\n", "Compute RowMax S and get new m_b\n    Compute m_new = max(m, m_b)\n"),
+    "a narrow operand": (PRIM, "Allocate P in register (BM, BN)\n", "Allocate P in register (BM, BN)\nAllocate P16 in register (BM, BN) fp16\n", "    Reshape P", "    Compute Cast P to fp16 and get P16\n    Reshape P16", "GEMM P,", "GEMM P16,"),
+    "a narrow maximum that all is relative to": (PRIM, "Allocate m_new in register (BM)", "Allocate m_new in register (BM) fp16"),
+    "the difference scaled": (PRIM, "    Compute S = S * scale\n", "", "exp(m - m_new)", "exp((m - m_new) * scale)", "exp(S - m_new)", "exp((S - m_new) * scale)"),
+    "hidden after the exponential": (PRIM, "Compute P = exp(S - m_new)", "Compute P = where(k <= q + seq_k - seq_q, exp(S - m_new), 0)"),
+    "tanh by exponentials": ("primitive/softcap.tl", "Compute Tanh S and get new S", "Compute S = 1 - 2 / (exp(2 * S) + 1)"),
+    "the logarithm of the sum": ("lenient/23_cross_two_passes.tl", "exp(S * scale - m) / l", "exp(S * scale - (m + log(l)))"),
+    "probabilities divided by their maximum": (PRIM, "    Reshape P", "    Compute RowMax P and get new pm\n    Compute P = P / pm\n    Compute O = O / pm\n    Reshape P", "accumulate O\n", "accumulate O\n    Compute O = O * pm\n"),
+    "a block for each key head": ("reference/gqa_causal.tl", "h = heads,", "h = kv_heads, g = group,", "Q in global (seq_q, dim) with offset (b, h)", "Q in global (seq_q, dim) with offset (b, h * group + g)", "O in global (seq_q, dim_v) with offset (b, h)", "O in global (seq_q, dim_v) with offset (b, h * group + g)", "K in global (seq_k, dim) with offset (b, h // group)", "K in global (seq_k, dim) with offset (b, h)", "V in global (seq_k, dim_v) with offset (b, h // group)", "V in global (seq_k, dim_v) with offset (b, h)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_nothing_is_found_in_an_unusual_program(name):
+    program, *edits = UNUSUAL[name]
+    right = mutant("", program, *edits, line="")
+    assert [f for f in right.run().findings if f.severity is not Severity.NOTE] == []
 
 
 def test_every_code_has_its_mutant():

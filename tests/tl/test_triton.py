@@ -40,18 +40,22 @@ EDITS = {
 }
 # One kernel through every element-wise function.
 FUNCTIONS = (
-    "exp(x * 0.1)", "exp2(x * 0.1)", "log(abs(x) + 1)", "log2(abs(x) + 1)", "sqrt(abs(x))", "rsqrt(abs(x) + 1)",
-    "tanh(x)", "sigmoid(x)", "relu(x)", "reciprocal(x + 9)", "max(x, 0.5)", "min(x, 0.5)", "-x", "x ** 2",
-    "where(x > 0.3, x, 0.1)", "x / 3", "x - 1", "where(0 < x and x < 1 or x < -1, 1, 2)", "where(not x > 0, 3, 4)",
-    "abs(x) ** 0.5", "x / x", "fp16(x)", "floor(x)",
+    "exp(x * 0.1)", "exp2(x * 0.1)", "log(abs(x) + 1)", "log2(abs(x) + 1)", "sqrt(abs(x))",
+    "rsqrt(abs(x) + 1)", "tanh(x)", "sigmoid(x)", "relu(x)", "reciprocal(x + 9)", "max(x, 0.5)",
+    "min(x, 0.5)", "-x", "x ** 2", "where(x > 0.3, x, 0.1)", "x / 3", "x - 1",
+    "where(0 < x and x < 1 or x < -1, 1, 2)", "where(not x > 0, 3, 4)", "abs(x) ** 0.5", "x / x", "fp16(x)",
+    "floor(x)",
 )  # fmt: skip
 EVERYTHING = (
     "Kernel all\nTile BM = 64\nGrid b = batch, h = heads, i = ceil(seq_q / BM)\n"
-    "Allocate Q in global (seq_q, dim) with offset (b, h)\nAllocate O in global (seq_q, dim_v) with offset (b, h)\n"
-    "Allocate y in register (BM, dim) init 0\nCopy Q (BM, dim) in coordinate [L = i] from global to register\n"
-    "Compute Assign Q and get x\n" + "".join(f"Compute y = y + {f}\n" for f in FUNCTIONS)
+    "Allocate Q in global (seq_q, dim) with offset (b, h)\n"
+    "Allocate O in global (seq_q, dim_v) with offset (b, h)\n"
+    "Allocate y in register (BM, dim) init 0\n"
+    "Copy Q (BM, dim) in coordinate [L = i] from global to register\n"
+    "Compute Assign Q and get x\n"
+    + "".join(f"Compute y = y + {f}\n" for f in FUNCTIONS)
     + "Compute Assign y and get O\nCopy O (BM, dim_v) in coordinate [L = i] from register to global\n"
-)  # fmt: skip
+)
 
 
 def edited(edit: str) -> str:
@@ -62,7 +66,7 @@ def edited(edit: str) -> str:
 
 
 def tile_trial(name: str, tiles: tuple[int, int]) -> Trial:
-    """Both ways through the loop, both dtypes that the interpreter computes rightly, tails and offsets both ways."""
+    """Both ways through the loop, both dtypes that Triton interprets rightly, tails and offsets both ways."""
     turn = TILES.index(tiles) + TASKS.index(name)
     choice = (("BM", tiles[0]), ("BN", tiles[1]), ("overlap", turn % 2))
     seq_q, seq_k = ((150, 150), (130, 200), (200, 130))[turn % 3]

@@ -11,7 +11,7 @@ from harness.tl import ir
 from harness.tl.evaluate import evaluate
 from harness.tl.syntax import Level
 
-_LAUNCH = {"warps": (4, 8), "stages": (2, 3)}
+_LAUNCH = {"warps": (4, 8), "stages": (2, 3)}  # what is tried where the schedule says nothing
 _PREFERRED = {"warps": 8, "stages": 2}
 
 
@@ -88,15 +88,20 @@ def default_table(program: ir.Program, target: Target | None) -> tuple[Row, ...]
     limit = (target.smem_per_block if target is not None and target.smem_per_block else 99 * 1024) - 4096
     rows = []
     for element, dim in itertools.product((2, 4), (64, 128, 256)):
-        fits = [c for c in candidates(program) if shared_bytes(program, c, dim, dim, element) <= limit
-                and accumulator_registers(program, c, dim, dim) <= (160 if element == 2 else 96)]  # fmt: skip
+        registers = 160 if element == 2 else 96
+        fits = [
+            c
+            for c in candidates(program)
+            if shared_bytes(program, c, dim, dim, element) <= limit
+            and accumulator_registers(program, c, dim, dim) <= registers
+        ]
         pool = fits or [min(candidates(program), key=lambda c: shared_bytes(program, c, dim, dim, element))]
-        names = [name for name, _ in program.parameters]
-
-        def merit(c: Mapping[str, int], names: list[str] = names) -> tuple[float, ...]:
-            rows_first = [float(c[n]) for n in names]
-            near = [-abs(c[key] - usual) for key, usual in _PREFERRED.items() if key in c]
-            return (*(min(size, 128 if n == 0 else 64) for n, size in enumerate(rows_first)), *near)
-
-        rows.append(Row.of(element, dim, 0, max(pool, key=merit)))
+        rows.append(Row.of(element, dim, 0, max(pool, key=lambda c: _merit(program, c))))
     return tuple(rows)
+
+
+def _merit(program: ir.Program, choice: Mapping[str, int]) -> tuple[int, ...]:
+    """Large tiles first, up to 128 rows and 64 columns; then the usual launch."""
+    sizes = [choice[name] for name, _ in program.parameters]
+    near = [-abs(choice[key] - usual) for key, usual in _PREFERRED.items() if key in choice]
+    return (*(min(size, 128 if n == 0 else 64) for n, size in enumerate(sizes)), *near)

@@ -66,8 +66,12 @@ class Block:
                 pass
             case ir.Init(tile=tile, value=value) if value is not None:
                 self._init(tile, value)
+            case ir.Load(tile=tile) if tile in self._turned:
+                rows = self._scratch(f"{self.named(tile)}_rows", *tile.shape)
+                numba_memory.load(node, scope, rows)
+                scope.line(scope.call("transpose", rows, self.named(tile)))
             case ir.Load(tile=tile):
-                numba_memory.load(node, scope, self.named(tile), tile in self._turned)
+                numba_memory.load(node, scope, self.named(tile))
             case ir.Store(tile=tile):
                 numba_memory.store(node, scope, self.named(tile))
             case ir.Move(tile=tile, target=target):
@@ -206,8 +210,8 @@ class Block:
             alpha = name(node.alpha)
         else:
             alpha = self._scratch("decay", node.tile.shape[0], ir.Const(1))
-        if node.result != node.tile:
-            numba_values.map_(node.result, ir.Ref(node.tile), scope, name)
+        if node.result != node.tile:  # not a Map, which would round the scores
+            scope.line(f"{name(node.result)}[:] = {name(node.tile)}")
         count = live(node.across, node.tile.shape[1], scope)
         total, result = name(node.l), name(node.result)
         step = scope.call("softmax_step", result, count, name(node.m), total, alpha)

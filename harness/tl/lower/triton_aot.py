@@ -1,4 +1,4 @@
-"""Owns compiling a Triton candidate ahead of time, on a machine without a GPU, and what the compiler says of it."""
+"""Owns compiling a Triton candidate on a machine without a GPU, and what the compiler says of it."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _type(value: Any) -> str:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread and bytes of local memory it needs (its stack), by cuobjdump of Triton's own wheel."""
+    """Registers a thread, and bytes of local memory it needs (its stack), by cuobjdump of Triton's wheel."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

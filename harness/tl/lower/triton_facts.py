@@ -1,5 +1,7 @@
-"""Owns what the Triton compiler derives from a kernel before it writes it: values that may be -inf, tiles that
-stay zero in their padding, products that can run a round ahead."""
+"""Owns what the Triton compiler derives from a kernel before it writes it.
+
+Which values may be -inf, which tiles stay zero in their padding, which products can run a round ahead.
+"""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from harness.tl import ir
 from harness.tl.lower.lowered import LowerError
 from harness.tl.lower.triton_facts import covers, keeps_zero, plus
+from harness.tl.lower.triton_layout import expression
 from harness.tl.lower.triton_tiles import TileText
-from harness.tl.lower.triton_values import LOG2_E, ONE, bare
+from harness.tl.lower.triton_values import LOG2_E, ONE
 from harness.tl.syntax import Statement
 
 
@@ -65,8 +66,11 @@ class StatementText(TileText):
         if operand.columns is not None:
             load = self._loads.get(tile)
             if load is None:
-                raise LowerError(f"columns of `{tile.name}`, which was not just loaded, have no Triton code", source,
-                                 "slice what a Copy from global brought")  # fmt: skip
+                raise LowerError(
+                    f"columns of `{tile.name}`, which was not just loaded, have no Triton code",
+                    source,
+                    "slice what a Copy from global brought",
+                )
             start, stop = operand.columns
             width = ir.Op("sub", (stop, start)) if start != ir.Const(0) else stop
             if isinstance(start, ir.Const) and isinstance(stop, ir.Const):
@@ -81,19 +85,19 @@ class StatementText(TileText):
         size = tile.shape[contracted]
         if size in self.sizes and tile not in self._clean:
             cols = "[None, :]" if contracted == 1 else "[:, None]"
-            text = f"tl.where(tl.arange(0, {self.block(size)}){cols} < {self.true_size(size)}, {bare(text)}, 0.0)"
+            text = f"tl.where(tl.arange(0, {self.block(size)}){cols} < {self.true_size(size)}, {text}, 0.0)"
         if axis is not None and self._masked:
             at = "[None, :]" if contracted == 1 else "[:, None]"
             alive = f"({self._alive(axis, size)}){at}"
             if tile not in values.operand_typed and tile not in self._dead_zero:
-                text = f"tl.where({alive}, {bare(text)}, 0.0)"
+                text = f"tl.where({alive}, {text}, 0.0)"
         if not typed:
             text = f"({text}).to(OPERAND)" if not text.startswith("tl.where") else f"{text}.to(OPERAND)"
         return f"{text}.T" if operand.transposed else text
 
     def _alive(self, axis: ir.Axis, size: ir.Expr) -> str:
         base = self.values.index(axis.base)
-        return f"{bare(base)} + tl.arange(0, {self.block(size)}) < {axis.role}"
+        return f"{base} + tl.arange(0, {self.block(size)}) < {axis.role}"
 
     def _gemm(self, node: ir.Gemm) -> None:
         self.note(node)
@@ -171,15 +175,15 @@ class StatementText(TileText):
         )
 
     def _open_factor(self, node: ir.Map, tile: ir.Tile, factor: ir.Expr) -> None:
-        """The factor waits until the scores are exponentiated, where it costs nothing; it must be positive."""
-        text = bare(self.values.value(factor, False, node.source))
+        """The factor waits until the scores are exponentiated: there it costs nothing, if it is positive."""
+        text = expression(self.values.value(factor, False, node.source))
         name = next((n for n, t in self.factors.items() if t == text), "")
         if not name:
             name = f"factor_{text}" if text.isidentifier() else f"factor_{len(self.factors) + 1}"
             self.factors[name] = text
         self.note(node, "  (waits until it can be folded into exp2)")
-        self.put("if not FOLD:")
-        self.put(f"    {self.values.names[tile]} = {self.values.names[tile]} * ({text})")
+        with self.under("if not FOLD:"):
+            self.put(f"{self.values.names[tile]} = {self.values.names[tile]} * ({text})")
         old = self.values.pending.get(tile)
         self.values.pending[tile] = f"({old} * {name})" if old else name
 
@@ -202,14 +206,14 @@ class StatementText(TileText):
         else:
             text = self._with_places(node.expr, node.shape, True, node.source)
         if node.across is not None and self._masked:
-            text = f"tl.where(({self._alive(node.across, node.shape[1])})[None, :], {bare(text)}, {fill})"
+            text = f"tl.where(({self._alive(node.across, node.shape[1])})[None, :], {text}, {fill})"
         elif node.across is None and self._padded(node.shape[1]):
             size = node.shape[1]
             inside = f"(tl.arange(0, {self.block(size)}) < {self.true_size(size)})[None, :]"
-            text = f"tl.where({inside}, {bare(text)}, {fill})"
-        text = f"tl.{lowest}({bare(text)}, 1){factor}"
+            text = f"tl.where({inside}, {text}, {fill})"
+        text = f"tl.{lowest}({text}, 1){factor}"
         if node.start is not None:
-            start = bare(self.values.value(node.start, False, node.source))
+            start = self.values.value(node.start, False, node.source)
             text = f"tl.maximum({start}, {text})" if node.fn == "max" else f"{start} + {text}"
         self._assign(node.result, text)
 
@@ -226,7 +230,7 @@ class StatementText(TileText):
                 "a mask on a tile just loaded has no Triton code", node.source, "mask the scores"
             )
         pending = self.values.pending.get(node.tile)
-        text = f'tl.where({bare(cond)}, {self.values.names[node.tile]}, float("-inf"))'
+        text = f'tl.where({cond}, {self.values.names[node.tile]}, float("-inf"))'
         self._assign(node.result, text)
         if pending is not None:
             self.values.pending[node.result] = pending

@@ -1,4 +1,4 @@
-"""Owns the Triton text of loops and branches: rounds without a mask apart, and the first products a round ahead."""
+"""Owns the Triton text of loops and branches: rounds without a mask apart, first products a round ahead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.tl import ir
 from harness.tl.lower.peel import Peeled, peel
 from harness.tl.lower.triton_facts import ahead
 from harness.tl.lower.triton_kernel import StatementText
-from harness.tl.lower.triton_values import ONE, bare
+from harness.tl.lower.triton_values import ONE
 
 
 @dataclass
@@ -29,29 +29,27 @@ class KernelText(StatementText):
             self.statement(then[0])
             then, otherwise = then[1:], otherwise[1:]
         self._settle_all()
-        cond = bare(self.values.index(node.cond))
+        cond = self.values.index(node.cond)
         if then:
             self._branch(f"if {cond}:", then)
         if otherwise:
             self._branch("else:" if then else f"if ({cond}) == 0:", otherwise)
 
     def _branch(self, head: str, body: tuple[ir.Node, ...]) -> None:
-        self.put(head)
-        self.depth += 1
-        mark, state = len(self.lines), self._state()
-        self.body(body)
-        self._settle_all()
-        if all(line.lstrip().startswith("#") for line in self.lines[mark:]):
-            self.put("pass")
-        self.depth -= 1
-        self._restore(state)
+        with self.under(head):
+            mark, state = len(self.lines), self._state()
+            self.body(body)
+            self._settle_all()
+            if all(line.lstrip().startswith("#") for line in self.lines[mark:]):
+                self.put("pass")
+            self._restore(state)
 
     def _for(self, node: ir.For) -> None:
         self._settle_all()
         first = ahead(node) if self.overlap and node.step == ONE else None
         peeled = peel(node)
         was, v = self._masked, node.var
-        start, stop = bare(self.values.index(node.start)), bare(self.values.index(node.stop))
+        start, stop = self.values.index(node.start), self.values.index(node.stop)
         unmasked = peeled is not None and not (peeled.lows or peeled.highs)
         if (peeled is None or unmasked or node.step != ONE) and first is None:
             self.note(node)
@@ -60,22 +58,19 @@ class KernelText(StatementText):
             self._masked = was
             return
         self.note(node, "  (rounds that need no mask apart)")
-        self.put(f"{v}_start, {v}_stop = {start}, {stop}")
+        self.put(f"{v}_start = {start}")
+        self.put(f"{v}_stop = {stop}")
         spans = self._spans(v, peeled)
         self._even(node, peeled)
         if first is None:
             self._in_turn(node, spans)
         else:
-            self.put("if OVERLAP:")
-            self.depth += 1
-            state = self._state()
-            self._overlapped(node, spans, *first)
-            self._restore(state)
-            self.depth -= 1
-            self.put("else:")
-            self.depth += 1
-            self._in_turn(node, spans)
-            self.depth -= 1
+            with self.under("if OVERLAP:"):
+                state = self._state()
+                self._overlapped(node, spans, *first)
+                self._restore(state)
+            with self.under("else:"):
+                self._in_turn(node, spans)
         self._masked = was
 
     def _spans(self, v: str, peeled: Peeled | None) -> list[tuple[str, str, bool]]:
@@ -87,20 +82,21 @@ class KernelText(StatementText):
         whole = f"{v}_start"
         if peeled.lows:
             for low in peeled.lows:
-                whole = f"tl.maximum({whole}, {bare(index(low))})"
-            self.put(f"{v}_whole = tl.minimum({whole}, {v}_stop)")
-            whole = f"{v}_whole"
+                self.put(f"{v}_whole = tl.maximum({whole}, {index(low)})")
+                whole = f"{v}_whole"
+            self.put(f"{whole} = tl.minimum({whole}, {v}_stop)")
             spans.append((f"{v}_start", whole, True))
         if not peeled.highs:
             return [*spans, (whole, f"{v}_stop", False)]
         tail = f"{v}_stop"
         for high in peeled.highs:
-            tail = f"tl.minimum({tail}, {bare(index(high))})"
-        self.put(f"{v}_tail = tl.maximum({tail}, {whole})")
+            self.put(f"{v}_tail = tl.minimum({tail}, {index(high)})")
+            tail = f"{v}_tail"
+        self.put(f"{tail} = tl.maximum({tail}, {whole})")
         return [*spans, (whole, f"{v}_tail", False), (f"{v}_tail", f"{v}_stop", True)]
 
     def _even(self, node: ir.For, peeled: Peeled | None) -> None:
-        """Where the end of the rounds without a mask is known before the launch, so is whether any are left."""
+        """Where the end of the rounds without a mask is known before the launch, so is whether any follow."""
         known = {"seq_q", "seq_k", "dim", "dim_v", "batch", "heads", "kv_heads", "group", *self.parameters}
         if peeled is None or peeled.lows or not peeled.highs or node.start != ir.Const(0):
             return
@@ -116,10 +112,8 @@ class KernelText(StatementText):
         for n, (start, stop, masked) in enumerate(spans):
             self._masked = masked
             if n and masked and even in self.evens:
-                self.put(f"if not {even}:")
-                self.depth += 1
-                self._loop(node, start, stop)
-                self.depth -= 1
+                with self.under(f"if not {even}:"):
+                    self._loop(node, start, stop)
             else:
                 self._loop(node, start, stop)
 
@@ -135,40 +129,36 @@ class KernelText(StatementText):
         made = [n.result for n in head if isinstance(n, ir.Gemm)]
         self._head(head, made, v, f"{v}_start", "  (of the first round)")
         for start, stop, masked in spans:
-            self.put(f"for {v} in range({start}, tl.minimum({stop}, {v}_stop - 1)):")
-            self.depth += 1
+            with self.under(f"for {v} in range({start}, tl.minimum({stop}, {v}_stop - 1)):"):
+                state = self._state()
+                for tile in made:
+                    self._assign(tile, f"{self.values.names[tile]}ahead")
+                self._head(head, made, v, f"({v} + 1)", "  (of the next round)")
+                self._masked = masked
+                self.body(rest)
+                self._settle_all()
+                self._restore(state)
+        with self.under(f"if {v}_start < {v}_stop:  # the last round has no next"):
             state = self._state()
+            self._masked = True
+            self.put(f"{v} = {v}_stop - 1")
             for tile in made:
                 self._assign(tile, f"{self.values.names[tile]}ahead")
-            self._head(head, made, v, f"({v} + 1)", "  (of the next round)")
-            self._masked = masked
             self.body(rest)
             self._settle_all()
-            self.depth -= 1
             self._restore(state)
-        self.put(f"if {v}_start < {v}_stop:  # the last round has no next")
-        self.depth += 1
-        state = self._state()
-        self._masked = True
-        self.put(f"{v} = {v}_stop - 1")
-        for tile in made:
-            self._assign(tile, f"{self.values.names[tile]}ahead")
-        self.body(rest)
-        self._settle_all()
-        self.depth -= 1
-        self._restore(state)
 
-    def _head(self, head: tuple[ir.Node, ...], made: list[ir.Tile], var: str, at: str, extra: str) -> None:
+    def _head(self, head: tuple[ir.Node, ...], made: list[ir.Tile], var: str, at: str, aside: str) -> None:
+        """The first products of the round `at`, in variables of their own."""
         values = self.values
         names, renamed, masked = dict(values.names), values.renamed, self._masked
         values.names.update({tile: f"{names[tile]}ahead" for tile in made})
         values.renamed = {**renamed, var: at}
         self._masked = True  # a tile past the end reads as zeros
         for node in head:
-            mark = len(self.lines)
+            self.aside = aside
             self.statement(replace(node, contracted=None) if isinstance(node, ir.Gemm) else node)
-            if len(self.lines) > mark and self.lines[mark].lstrip().startswith("#"):
-                self.lines[mark] += extra
+        self.aside = ""
         values.names, values.renamed, self._masked = names, renamed, masked
 
     def _state(self) -> tuple[set[ir.Tile], set[ir.Tile], dict[ir.Tile, ir.Load], set[ir.Tile]]:
@@ -186,11 +176,9 @@ class KernelText(StatementText):
             self._settle(tile)
 
     def _loop(self, node: ir.For, start: str, stop: str) -> None:
-        step = "" if node.step == ONE else f", {bare(self.values.index(node.step))}"
-        self.put(f"for {node.var} in range({start}, {stop}{step}):")
-        self.depth += 1
-        state = self._state()
-        self.body(node.body)
-        self._settle_all()
-        self.depth -= 1
-        self._restore(state)
+        step = "" if node.step == ONE else f", {self.values.index(node.step)}"
+        with self.under(f"for {node.var} in range({start}, {stop}{step}):"):
+            state = self._state()
+            self.body(node.body)
+            self._settle_all()
+            self._restore(state)

@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from harness.tl import ir
 from harness.tl.lower.lowered import LowerError, comment
 from harness.tl.lower.triton_facts import may_be_minus_infinity, only_sliced
+from harness.tl.lower.triton_layout import WIDTH, call, expression, statement
 from harness.tl.lower.triton_memory import Access, Accesses
-from harness.tl.lower.triton_values import ONE, Values, bare
+from harness.tl.lower.triton_values import ONE, Values
 from harness.tl.syntax import Level
 
 RESERVED = frozenset(
-    [
-        "tl",
-        "triton",
-        "torch",
-        "q",
-        "k",
-        "v",
-        "out",
-        "scale",
-        "OPERAND",
-        "PRECISION",
-        "TMA",
-        "FOLD",
-        "EVEN",
-        "pid",
-    ]
+    {"tl", "triton", "torch", "pid", "q", "k", "v", "out", "scale"}
+    | {"OPERAND", "PRECISION", "TMA", "FOLD", "EVEN"}
 )
 
 
 @dataclass
 class TileText(ABC):
-    """Writes how tiles are named, made and moved; `lines` is the kernel's body. `sizes` collects the axis sizes that need a constexpr."""
+    """Writes how tiles are named, made and moved; fills `lines`, `sizes`, `factors` and `evens` meanwhile."""
 
     kernel: ir.Kernel
     parameters: frozenset[str]
     floats: frozenset[str]  # scalars that are no whole numbers
-    overlap: bool = False
-    lines: list[str] = field(default_factory=list)
-    sizes: dict[ir.Expr, str] = field(default_factory=dict)
+    overlap: bool = False  # whether some choice has the first products a round ahead
+    lines: list[str] = field(default_factory=list)  # the kernel's body
+    sizes: dict[ir.Expr, str] = field(default_factory=dict)  # axis sizes padded by a constexpr -> its stem
     factors: dict[str, str] = field(default_factory=dict)  # argument -> host text of a score factor
-    evens: dict[str, tuple[ir.Expr, ir.Expr]] = field(
-        default_factory=dict
-    )  # constexpr -> (whole rounds end, loop ends)
+    # Constexpr that says that no round needs a mask -> (end of the rounds without, end of the loop).
+    evens: dict[str, tuple[ir.Expr, ir.Expr]] = field(default_factory=dict)
     depth: int = 1
+    aside: str = ""  # what the next statement's comment says at its end
 
     def __post_init__(self) -> None:
         self.accesses = Accesses(self.kernel)
@@ -66,15 +56,31 @@ class TileText(ABC):
         self._clean: set[ir.Tile] = set()  # zero past the true size, where an axis is padded
         self._dead_zero: set[ir.Tile] = set()  # zero at dead positions, as a softmax leaves them
 
+    @property
+    def function(self) -> str:
+        """The kernel's name in the generated file."""
+        return f"{re.sub(r'[^A-Za-z0-9_]', '_', self.kernel.name)}_kernel"
+
     # --- text ---
 
     def put(self, line: str) -> None:
-        self.lines.append("    " * self.depth + line if line else "")
+        """Write a statement, or the head of a block."""
+        self.lines += statement(line, self.depth)
+
+    @contextmanager
+    def under(self, head: str) -> Iterator[None]:
+        """The head of a block; what is written meanwhile stands in the block."""
+        self.put(head)
+        self.depth += 1
+        yield
+        self.depth -= 1
 
     def note(self, node: ir.Node, extra: str = "") -> None:
+        """The statement of the program, above its code."""
         text = comment(node)
         if text:
-            self.put(f"# {text}{extra}")
+            self.put(f"# {text}{extra}{self.aside}")
+            self.aside = ""
 
     def block(self, size: ir.Expr) -> str:
         """The constexpr of a tile's axis: a tile parameter, or a size padded to a power of two."""
@@ -121,13 +127,13 @@ class TileText(ABC):
         if tile.dtype in ("fp16", "bf16"):
             kind = "tl.float16" if tile.dtype == "fp16" else "tl.bfloat16"
             text = f"({text}).to({kind}).to(tl.float32)"
-        self.put(f"{values.names[tile]} = {bare(text)}")
+        self.put(f"{values.names[tile]} = {text}")
 
     def _init(self, node: ir.Init) -> None:
         if node.value is None:
             return
         self.note(node)
-        text = bare(self.values.value(node.value, False, node.source))
+        text = self.values.value(node.value, False, node.source)
         self._assign(
             node.tile,
             f"tl.full([{', '.join(self.shape(node.tile))}], {text}, tl.float32)",
@@ -137,8 +143,8 @@ class TileText(ABC):
     def _place(self, access: Access, row: ir.Expr, col: ir.Expr) -> tuple[list[str], str, str]:
         index = self.values.index
         matrix = access.matrix
-        fixed = [bare(index(axis)) for axis in matrix.axes if not isinstance(axis, str)]
-        return fixed, bare(index(row)), bare(index(col))
+        fixed = [index(axis) for axis in matrix.axes if not isinstance(axis, str)]
+        return fixed, index(row), index(col)
 
     def _base(self, access: Access, fixed: list[str]) -> str:
         offsets = [f"wide({text}) * {access.argument}_s{axis}"
@@ -165,30 +171,45 @@ class TileText(ABC):
         if shape[1] == ONE:
             self._load_vector(name, node, access, fixed, row)
             return
-        rows, cols = self.block(shape[0]), self.block(shape[1])
-        extents = f"{bare(self.values.index(node.matrix.rows))}, {bare(self.values.index(node.matrix.cols))}"
-        pad = bare(self.values.value(node.pad, False, node.source))
-        check = "True" if self._masked or self._padded(shape[1]) else "False"
-        if check == "True" and not self._masked:
+        cols = self.block(shape[1])
+        block = [self.block(shape[0]), cols]
+        check = str(self._masked)
+        if not self._masked and self._padded(shape[1]):
             check = f"{self.true_size(shape[1])} != {cols}"
-        strides = f"{access.argument}_s{access.row_axis}, {access.argument}_s{access.col_axis}"
-        pointer = (f"load_tile({self._base(access, fixed)}, {row}, {column}, {strides}, {extents}, {pad}, "
-                   f"{rows}, {cols}, {check})")  # fmt: skip
-        if access.tma:
-            self.put("if TMA:")
-            self.put(
-                f"    {name} = {access.argument}.load([{', '.join([*fixed, row, column])}]).reshape([{rows}, {cols}])"
-            )
-            self.put("else:")
-            self.put(f"    {name} = {pointer}")
+        pad = self.values.value(node.pad, False, node.source)
+        groups = self._pointer(access, fixed), [row, column, *self._extents(node.matrix), pad, *block, check]
+        if not access.tma:
+            self._call(f"{name} = load_tile", *groups)
+            return
+        with self.under("if TMA:"):
+            corner = ", ".join([*fixed, row, column])
+            self.put(f"{name} = {access.argument}.load([{corner}]).reshape([{', '.join(block)}])")
+        with self.under("else:"):
+            self._call(f"{name} = load_tile", *groups)
+
+    def _call(self, head: str, *groups: list[str]) -> None:
+        """A call in one line, or with a line for each group of arguments."""
+        parts = [[expression(part) for part in group] for group in groups]
+        one = f"{head}({', '.join(part for group in parts for part in group)})"
+        if 4 * self.depth + len(one) <= WIDTH:
+            self.put(one)
         else:
-            self.put(f"{name} = {pointer}")
+            self.lines += call(head, parts, self.depth)
+
+    def _pointer(self, access: Access, fixed: list[str]) -> list[str]:
+        """Where the matrix begins, and its strides."""
+        strides = (f"{access.argument}_s{axis}" for axis in (access.row_axis, access.col_axis))
+        return [self._base(access, fixed), *strides]
+
+    def _extents(self, matrix: ir.Matrix) -> list[str]:
+        return [self.values.index(matrix.rows), self.values.index(matrix.cols)]
 
     def _load_vector(self, name: str, node: ir.Load, access: Access, fixed: list[str], row: str) -> None:
         at = f"({row} + tl.arange(0, {self.block(node.tile.shape[0])}))"
-        pad = bare(self.values.value(node.pad, False, node.source))
-        self.put(f"{name} = tl.load({self._base(access, fixed)} + {at} * {access.argument}_s{access.row_axis}, "
-                 f"mask={at} < {bare(self.values.index(node.matrix.rows))}, other={pad})")  # fmt: skip
+        pad = self.values.value(node.pad, False, node.source)
+        pointers = f"{self._base(access, fixed)} + {at} * {access.argument}_s{access.row_axis}"
+        inside = f"{at} < {self.values.index(node.matrix.rows)}"
+        self.put(f"{name} = tl.load({pointers}, mask={inside}, other={pad})")
 
     def _store(self, node: ir.Store) -> None:
         self.note(node)
@@ -199,23 +220,20 @@ class TileText(ABC):
         if shape[1] == ONE:
             at = f"({row} + tl.arange(0, {self.block(shape[0])}))"
             pointers = f"{self._base(access, fixed)} + {at} * {access.argument}_s{access.row_axis}"
-            self.put(
-                f"tl.store({pointers}, {value}, mask={at} < {bare(self.values.index(node.matrix.rows))})"
-            )
+            self.put(f"tl.store({pointers}, {value}, mask={at} < {self.values.index(node.matrix.rows)})")
             return
-        rows, cols = self.block(shape[0]), self.block(shape[1])
-        extents = f"{bare(self.values.index(node.matrix.rows))}, {bare(self.values.index(node.matrix.cols))}"
-        strides = f"{access.argument}_s{access.row_axis}, {access.argument}_s{access.col_axis}"
-        plain = f"store_tile({self._base(access, fixed)}, {row}, {column}, {strides}, {extents}, {value}, {rows}, {cols})"
-        if access.tma:
-            ones = "1, " * len(fixed)
-            self.put("if TMA:")
-            self.put(f"    {access.argument}.store([{', '.join([*fixed, row, column])}], "
-                     f"{value}.to({access.argument}.dtype).reshape([{ones}{rows}, {cols}]))")  # fmt: skip
-            self.put("else:")
-            self.put(f"    {plain}")
-        else:
-            self.put(plain)
+        block = [self.block(n) for n in shape]
+        groups = self._pointer(access, fixed), [row, column, *self._extents(node.matrix), value, *block]
+        if not access.tma:
+            self._call("store_tile", *groups)
+            return
+        with self.under("if TMA:"):
+            corner = ", ".join([*fixed, row, column])
+            whole = ", ".join([*("1" for _ in fixed), *block])
+            typed = f"{value}.to({access.argument}.dtype)"
+            self.put(f"{access.argument}.store([{corner}], {typed}.reshape([{whole}]))")
+        with self.under("else:"):
+            self._call("store_tile", *groups)
 
     def _move(self, node: ir.Move) -> None:
         self.note(node)

@@ -28,14 +28,14 @@ _DTYPES = {"fp16": "tl.float16", "bf16": "tl.bfloat16", "fp32": "tl.float32"}
 
 @dataclass
 class Values:
-    """Writes expressions of one kernel. `names` gives each tile's variable, `pending` scores' open factors."""
+    """Writes expressions of one kernel, with parentheses to be safe: the layout drops what is too many."""
 
-    names: dict[ir.Tile, str]
+    names: dict[ir.Tile, str]  # each tile's variable
     block: Callable[[ir.Expr], str]  # the constexpr that holds a (padded) axis size
     minus_infinity: frozenset[ir.Tile]  # tiles that may hold -inf
     element: Callable[[ir.Element], str]
-    operand_typed: set[ir.Tile] = field(default_factory=set)
-    pending: dict[ir.Tile, str] = field(default_factory=dict)
+    operand_typed: set[ir.Tile] = field(default_factory=set)  # tiles in the element type of the inputs
+    pending: dict[ir.Tile, str] = field(default_factory=dict)  # factors still open on scores
     stands_on: tuple[ir.Expr, ir.Expr] | None = None  # shape of the result, which positions run along
     renamed: Mapping[str, str] = field(default_factory=dict)  # loop variables that stand for another text
 
@@ -59,11 +59,11 @@ class Values:
                         else f"floor_div({self.index(a)}, {self.index(b)})"
                     )
                 call = "tl.cdiv" if _natural(a) else "ceil_div"
-                return f"{call}({_bare(self.index(a))}, {_bare(self.index(b))})"
+                return f"{call}({self.index(a)}, {self.index(b)})"
             case ir.Op(fn="min" | "max" as fn, args=(first, *rest)):
                 text = self.index(first)
                 for arg in rest:
-                    text = f"tl.{fn}imum({_bare(text)}, {_bare(self.index(arg))})"
+                    text = f"tl.{fn}imum({text}, {self.index(arg)})"
                 return text
             case ir.Op(fn="mod", args=(a, b)):
                 if not _natural(a):
@@ -78,9 +78,9 @@ class Values:
             case ir.Op(fn="not", args=(a,)):
                 return f"({self.index(a)} == 0)"
             case ir.Op(fn="abs", args=(a,)):
-                return f"tl.abs({_bare(self.index(a))})"
+                return f"tl.abs({self.index(a)})"
             case ir.Op(fn="where", args=(c, a, b)):
-                return f"tl.where({_bare(self.index(c))}, {_bare(self.index(a))}, {_bare(self.index(b))})"
+                return f"tl.where({self.index(c)}, {self.index(a)}, {self.index(b)})"
         raise LowerError(f"{expr} is no index arithmetic")
 
     # --- values ---
@@ -143,35 +143,36 @@ class Values:
             return text
         text = self.value(expr, wide, source)
         if any(isinstance(p, ir.Ref) and p.tile in self.minus_infinity for p in ir.walk(expr)):
-            return f"finite({_bare(text)})"
+            return f"finite({text})"
         return text
 
     def _exponential(self, fn: str, x: ir.Expr, wide: bool, source: Statement | None) -> str:
         """exp is exp2 of a product; of a difference, both sides take the factor and meet in one FMA."""
         factor = f" * {LOG2_E}" if fn == "exp" else ""
-        match x:
-            case ir.Op(fn="sub", args=(ir.Ref(tile=tile), b)) if factor and tile in self.pending:
-                scores = self.names[tile] if not wide or ONE not in tile.shape else self.ref(tile, wide)
-                return f"tl.math.exp2({scores} * ({self.pending[tile]}{factor}) - {self._finite(b, wide, source)}{factor})"
-            case ir.Op(fn="sub", args=(a, b)) if factor:
-                return f"tl.math.exp2({self.value(a, wide, source)}{factor} - {self._finite(b, wide, source)}{factor})"
-        return f"tl.math.exp2({_bare(self.value(x, wide, source)) if not factor else self.value(x, wide, source) + factor})"
+        if factor and isinstance(x, ir.Op) and x.fn == "sub":
+            a, b = x.args
+            taken = f"{self._finite(b, wide, source)}{factor}"
+            if isinstance(a, ir.Ref) and a.tile in self.pending:
+                scores = self.ref(a.tile, wide) if wide and ONE in a.tile.shape else self.names[a.tile]
+                return f"tl.math.exp2({scores} * ({self.pending[a.tile]}{factor}) - {taken})"
+            return f"tl.math.exp2({self.value(a, wide, source)}{factor} - {taken})"
+        return f"tl.math.exp2({self.value(x, wide, source)}{factor})"
 
     def _quotient(self, a: ir.Expr, b: ir.Expr, wide: bool, source: Statement | None) -> str:
         if any(isinstance(p, ir.Ref) for p in ir.walk(b)):
             if isinstance(b, ir.Ref) and wide and ONE in b.tile.shape:
                 at = "[:, None]" if b.tile.shape[1] == ONE else "[None, :]"
                 return f"({self.value(a, wide, source)} * inverse({self.ref(b.tile, False)}){at})"
-            return f"({self.value(a, wide, source)} * inverse({_bare(self.value(b, wide, source))}))"
+            return f"({self.value(a, wide, source)} * inverse({self.value(b, wide, source)}))"
         return f"({self.value(a, wide, source)} / {self.value(b, wide, source)})"
 
     def _call(self, fn: str, args: tuple[ir.Expr, ...], wide: bool, source: Statement | None) -> str:
         parts = [self.value(a, wide, source) for a in args]
-        x = _bare(parts[0])
+        x = parts[0]
         if fn in ("max", "min"):
             text = parts[0]
             for part in parts[1:]:
-                text = f"tl.{fn}imum({_bare(text)}, {_bare(part)})"
+                text = f"tl.{fn}imum({text}, {part})"
             return text
         if fn in ("and", "or"):
             return "(" + f" {'&' if fn == 'and' else '|'} ".join(parts) + ")"
@@ -199,7 +200,7 @@ class Values:
             "ceildiv": f"tl.ceil({parts[0]} / {parts[-1]})",
         }
         if fn == "where":
-            return f"tl.where({x}, {_bare(parts[1])}, {_bare(parts[2])})"
+            return f"tl.where({x}, {parts[1]}, {parts[2]})"
         if fn == "mod":
             return f"({parts[0]} % {parts[1]})"
         if fn not in simple:
@@ -221,24 +222,12 @@ def _power(base: str, exponent: ir.Expr, text: str) -> str:
     if known in (1, 2, 3):
         return "(" + " * ".join([base] * int(known)) + ")"
     if known == 0.5:
-        return f"tl.sqrt({_bare(base)})"
+        return f"tl.sqrt({base})"
     if known == -0.5:
-        return f"tl.math.rsqrt({_bare(base)})"
+        return f"tl.math.rsqrt({base})"
     if known == -1:
-        return f"inverse({_bare(base)})"
-    return f"tl.math.exp2({text} * tl.math.log2({_bare(base)}))"
-
-
-def _bare(text: str) -> str:
-    """Without the outermost parentheses, where the place gives its own."""
-    if not text.startswith("("):
-        return text
-    depth = 0
-    for at, char in enumerate(text):
-        depth += (char == "(") - (char == ")")
-        if depth == 0:
-            return text[1:-1] if at == len(text) - 1 else text
-    return text
+        return f"inverse({base})"
+    return f"tl.math.exp2({text} * tl.math.log2({base}))"
 
 
 def _natural(expr: ir.Expr) -> bool:
@@ -253,6 +242,3 @@ def _natural(expr: ir.Expr) -> bool:
         case ir.Op(fn="max", args=args):
             return any(_natural(a) for a in args)
     return False
-
-
-bare, natural = _bare, _natural
