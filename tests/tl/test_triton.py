@@ -58,6 +58,27 @@ EVERYTHING = (
 )
 
 
+# Two launches: the first leaves scaled queries in a workspace, the second adds them to what it reads.
+WORKSPACE = """Kernel first
+Tile BM = 64
+Grid b = batch, h = heads, i = ceil(seq_q / BM)
+Allocate Q in global (seq_q, dim) with offset (b, h)
+Allocate W in global (batch, heads, seq_q, dim) with offset (b, h) workspace
+Copy Q (BM, dim) in coordinate [L = i] from global to register
+Compute W = Q * 2
+Copy W (BM, dim) in coordinate [L = i] from register to global
+Kernel second
+Grid b = batch, h = heads, i = ceil(seq_q / BM)
+Allocate Q in global (seq_q, dim) with offset (b, h)
+Allocate W in global (batch, heads, seq_q, dim) with offset (b, h) workspace
+Allocate O in global (seq_q, dim_v) with offset (b, h)
+Copy Q (BM, dim) in coordinate [L = i] from global to register
+Copy W (BM, dim) in coordinate [L = i] from global to register
+Compute O = Q + W
+Copy O (BM, dim_v) in coordinate [L = i] from register to global
+"""
+
+
 def edited(edit: str) -> str:
     old, new = EDITS[edit]
     text = text_of("reference", "mha_causal")
@@ -89,6 +110,7 @@ def trials() -> dict[str, Trial]:
         out[f"edit {edit}"] = Trial("mha_causal", edited(edit), (w,), (*small, ("overlap", 1)))
     shapes = tuple(replace(shape(causal, 70, 90, "fp32"), scale=scale) for scale in (-0.2, 0.0))
     out["scale"] = Trial("mha_causal", text_of("reference", "mha_causal"), shapes, small)
+    out["workspace"] = Trial("mha", WORKSPACE, (shape(find("mha"), 70, 64, "fp32"),))
     out["functions"] = Trial("mha", EVERYTHING, (shape(find("mha"), 70, 64, "fp32"),))
     return out
 
@@ -203,6 +225,18 @@ def test_default_tables_fit_the_target() -> None:
                 need = shared_bytes(prog, dict(row.choice), row.dim, row.dim, row.bytes)
                 smallest = min(shared_bytes(prog, c, row.dim, row.dim, row.bytes) for c in candidates(prog))
                 assert need <= (target.smem_per_block or 0) or need == smallest
+
+
+def test_kernels_hand_over_through_a_workspace(differences):
+    assert agrees(differences["workspace"], 1e-6), differences["workspace"]
+
+
+def test_a_workspace_is_read_through_pointers_where_tensors_have_descriptors():
+    task = find("mha")
+    w = shape(task, 128, 128, "fp16").with_(dim=64, dim_v=64)
+    lowered = lower_triton(resolve(parse(WORKSPACE), task), task, find_target("h100"))
+    found = compile_for(lowered, task, w, {"sm_90": (9, 0)})
+    assert [c.kernel for c in found] == ["first_kernel", "second_kernel"]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def statement(code: str, depth: int) -> list[str]:
     above = [f"{indent}# {remark}"] if mark else []
     match node:
         case ast.Assign(targets=[target], value=value):
-            return [*above, *_broken(value, f"{_text(target)} = ", "", depth)]
+            return [*above, *_broken(value, f"{_tuple(target)} = ", "", depth)]
         case ast.Expr(value=value):
             return [*above, *_broken(value, "", "", depth)]
     return [*above, indent + _line(node)]
@@ -61,9 +61,8 @@ def _comment(text: str, indent: str) -> list[str]:
         return [indent + text]
     main, _, aside = text.partition("  ")
     hanging = f"{indent}#     "
-    lines = textwrap.wrap(
-        main, WIDTH, initial_indent=indent, subsequent_indent=hanging, break_long_words=False
-    )
+    wrapper = textwrap.TextWrapper(WIDTH, indent, hanging, break_long_words=False, break_on_hyphens=False)
+    lines = wrapper.wrap(main)
     return [*lines, hanging + aside] if aside else lines
 
 
@@ -71,8 +70,13 @@ def _line(node: ast.stmt) -> str:
     """The statement in one line; of a block the head."""
     match node:
         case ast.Assign(targets=[target], value=ast.Tuple(elts=[_, _, *_] as values)):
-            return f"{_text(target)} = {', '.join(map(_text, values))}"
+            return f"{_tuple(target)} = {', '.join(map(_text, values))}"
     return _text(node).removesuffix("\n    pass")
+
+
+def _tuple(target: ast.expr) -> str:
+    """The target of an assignment, a tuple's without parentheses."""
+    return _text(target)[1:-1] if isinstance(target, ast.Tuple) and len(target.elts) > 1 else _text(target)
 
 
 def _text(node: ast.AST) -> str:

@@ -60,7 +60,7 @@ class Accesses:
                 n += 1
                 name = f"{base}{n}"
             self._taken.add(name)
-            tma = "col" in matrix.axes and matrix not in self._plain
+            tma = "col" in matrix.axes and matrix not in self._plain and not matrix.workspace
             self._all[key] = Access(name, matrix, shape, tma)
         return self._all[key]
 
