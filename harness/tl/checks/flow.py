@@ -1,91 +1,60 @@
-"""Owns what is known of a value on its way through a softmax: its power of scale, its maximum.
-
-A score or a vector of maxima is a logarithm: differences of maxima add up. What `exp` gives is a
-factor: products add up. In both, `parts` says how often each maximum (by a number) occurs, and under
-`SUM` how often the value still has to be divided by the softmax's sum. So `exp(S - m1)` is
-{SUM: 1, 1: -1}, `exp(m1 - m2)` is {1: 1, 2: -1}, their product {SUM: 1, 2: -1}, and two terms of a
-sum must agree. Nothing here knows of names or of the order of statements.
-"""
+"""Owns how values pass through operations on their way through a softmax (what a value is: `values`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from harness.tl import ir
+from harness.tl.checks.values import (
+    LOWEST,
+    NO_DEGREE,
+    PLAIN,
+    SUM,
+    UNKNOWN,
+    Degree,
+    Flow,
+    Parts,
+    constant,
+    joined,
+    shifted,
+    summed,
+)
 from harness.tl.syntax import NOWHERE, Pos
-
-SUM = 0  # the key of `parts` for what is not divided by the sum yet
-LOWEST = -1e4  # a start of the maximum at or below this serves as -inf
-Parts = Mapping[int, int]
-Degree = tuple[float, float]  # powers of scale and of log2(e)
-NO_DEGREE: Degree = (0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A value. None: not known. `score`: a matrix of products of queries and keys, before exp."""
-
-    parts: Parts | None = None
-    factor: bool = False  # what exp gave, not a logarithm
-    probability: bool = False  # what exp made of scores, at most multiplied since
-    score: bool = False
-    degree: Degree | None = None
-    shift: Degree | None = None  # degree of the maximum subtracted from the scores
-    const: float | None = None  # the same number everywhere
-    origin: Pos = NOWHERE  # where that number was given
-    scaled: tuple[Pos, ...] = ()  # where a power of scale was multiplied
-
-    @property
-    def unnormalised(self) -> int:
-        return self.parts.get(SUM, 0) if self.parts is not None else 0
-
-
-PLAIN = Flow({}, degree=NO_DEGREE)
-UNKNOWN = Flow()
-
-
-def constant(value: float, origin: Pos = NOWHERE) -> Flow:
-    power = 0.0
-    if math.isclose(value, math.log2(math.e), rel_tol=1e-3):
-        power = 1.0
-    elif math.isclose(value, math.log(2), rel_tol=1e-3):
-        power = -1.0
-    return Flow({}, degree=(0.0, power), const=float(value), origin=origin)
-
-
-def _sum(a: Parts | None, b: Parts | None, sign: int = 1) -> Parts | None:
-    if a is None or b is None:
-        return None
-    if not b:
-        return a
-    total = {key: a.get(key, 0) + sign * b.get(key, 0) for key in {*a, *b}}
-    return {key: n for key, n in total.items() if n}
-
-
-def _shifted(a: Degree | None, b: Degree | None, times: float = 1) -> Degree | None:
-    return (a[0] + times * b[0], a[1] + times * b[1]) if a is not None and b is not None else None
 
 
 @dataclass
 class Flows:
     """The flow of expressions. `on_function` sees what enters exp and others.
 
-    `on_mismatch` sees two terms of a sum that do not agree, `on_logarithm` a product that lacks an exp.
+    `on_mismatch` sees two terms of a sum that do not agree, `on_misuse` what no softmax does with its
+    state (a word of `misuse.KINDS`), and where, if that is not here.
     """
 
     tiles: dict[ir.Tile, Flow]
     on_function: Callable[[str, Flow], None]
     on_mismatch: Callable[[Flow, Flow], None]
-    on_logarithm: Callable[[], None]
+    on_misuse: Callable[[str, Pos | None], None]
     pos: Pos = NOWHERE
     _count: int = 0
     _met_as: dict[tuple[int, int], int] = field(default_factory=dict)
+    _below: dict[int, frozenset[int] | None] = field(default_factory=dict)  # maxima no larger than this one
+    _masks: dict[int, int] = field(default_factory=dict)  # masks of the scores it was taken from
 
-    def fresh(self) -> Parts:
-        """A maximum not met before."""
+    def fresh(self, *below: Flow, masks: int | None = None) -> Parts:
+        """A maximum not met before, that is at least what is `below`, of scores masked so often."""
         self._count += 1
+        smaller: set[int] | None = set()
+        for flow in below:
+            for key in flow.parts if flow.parts is not None else (SUM,):
+                known = self._below.get(key)
+                smaller = smaller | {key} | known if smaller is not None and known is not None else None
+                if masks is None or self._masks.get(key, masks) < masks:
+                    masks = self._masks.get(key)
+        self._below[self._count] = frozenset(smaller) if smaller is not None else None
+        if masks is not None:
+            self._masks[self._count] = masks
         return {self._count: 1}
 
     def read(self, tile: ir.Tile) -> Flow:
@@ -131,11 +100,14 @@ class Flows:
                 return self.multiply(constant(1), a, -1)
             case (("exp" | "exp2"), [a]):
                 self.on_function(fn, a)
+                self._exponential(a)
                 if a.factor or a.parts is None:
                     return Flow(None, True)
-                parts = _sum(a.parts, {SUM: 1}) if a.score else a.parts
+                parts = summed(a.parts, {SUM: 1}) if a.score else a.parts
                 return Flow(parts, True, a.score, degree=NO_DEGREE)
             case (("log" | "log2"), [a]):
+                if a.parts and not a.factor:
+                    self.on_misuse("log", None)
                 return Flow(a.parts if a.factor else None)
             case "pow", [a, b] if b.const is not None:
                 return self._power(a, b.const)
@@ -150,6 +122,18 @@ class Flows:
         known = all(a.parts is not None and not a.parts for a in args)
         return PLAIN if known else UNKNOWN
 
+    def _exponential(self, a: Flow) -> None:
+        """A maximum that is subtracted must be the larger one, and of the scores as they are masked."""
+        if a.factor or not a.parts or SUM in a.parts:
+            return
+        over = [key for key, n in a.parts.items() if n > 0]
+        for key in (key for key, n in a.parts.items() if n < 0):
+            if a.score and len(a.masked) > self._masks.get(key, len(a.masked)):
+                self.on_misuse("late mask", a.masked[-1])
+            below = self._below.get(key)
+            if not a.score and len(a.parts) == 2 and below is not None and not below.issuperset(over):
+                self.on_misuse("not running", None)
+
     def add(self, a: Flow, b: Flow, sign: int = 1) -> Flow:
         if a.const is not None or b.const is not None:
             if a.const is not None and b.const is not None:
@@ -157,9 +141,13 @@ class Flows:
                 return constant(total if total == total else 0.0)
             kept = replace(a if b.const is not None else b, const=None, probability=False)
             if b.const is None and sign < 0 and not b.factor:
-                return replace(kept, parts=_sum({}, b.parts, -1))
+                return replace(kept, parts=summed({}, b.parts, -1))
             return kept
         if a.factor and b.factor:
+            if a.peak or b.peak:
+                self.on_misuse("peak", None)
+            if sign < 0 and a.parts == b.parts and a.unnormalised > 0:
+                self.on_misuse("subtracted", None)
             if a.parts is not None and b.parts is not None and a.parts != b.parts:
                 if a.unnormalised == b.unnormalised and a.unnormalised > 0:
                     self.on_mismatch(a, b)
@@ -167,11 +155,20 @@ class Flows:
                 return a if a.unnormalised > b.unnormalised else b  # a sink beside the sum
             return a if a.parts is not None else b
         if a.factor or b.factor:
+            self._mixed(a, b, "mixed")
             return Flow(None, True)
         degree, shift = self._degrees(a, b)
         score = a.score or b.score
-        parts = _sum(a.parts, b.parts, sign)
-        return Flow(parts, score=score, degree=degree, shift=shift, scaled=a.scaled or b.scaled)
+        parts, masked = summed(a.parts, b.parts, sign), a.masked or b.masked
+        return Flow(
+            parts, score=score, degree=degree, shift=shift, scaled=a.scaled or b.scaled, masked=masked
+        )
+
+    def _mixed(self, a: Flow, b: Flow, how: str) -> None:
+        """A factor meets a logarithm where only two of a kind may meet."""
+        x, y = (a, b) if a.factor else (b, a)
+        if x.parts and not y.factor and (y.parts or y.score):
+            self.on_misuse(how, None)
 
     def _degrees(self, a: Flow, b: Flow) -> tuple[Degree | None, Degree | None]:
         if a.score == b.score:
@@ -183,8 +180,8 @@ class Flows:
         """a * b, or a / b where `sign` is -1."""
         if a.const == 0 or (b.const == 0 and sign > 0):
             return constant(0)
-        degree = _shifted(a.degree, b.degree, sign)
-        shift = _shifted(a.shift, b.degree, sign) if a.shift is not None else _shifted(b.shift, a.degree)
+        degree = shifted(a.degree, b.degree, sign)
+        shift = shifted(a.shift, b.degree, sign) if a.shift is not None else shifted(b.shift, a.degree)
         raised = b.degree is not None and b.degree[0] * sign > 0 and not b.scaled
         raised = raised or (a.degree is not None and a.degree[0] > 0 and not a.scaled)
         scaled = a.scaled + b.scaled + ((self.pos,) if raised else ())
@@ -194,14 +191,20 @@ class Flows:
         parts: Parts | None
         if a.factor or b.factor:
             logarithm = any(x.parts and not x.factor for x in (a, b))
-            if any(x.parts and len(x.parts) > 1 and not x.factor and not x.score for x in (a, b)):
-                self.on_logarithm()
-            parts = None if logarithm else _sum(a.parts, b.parts, sign)
+            vectors = [x.parts for x in (a, b) if x.parts and not x.factor and not x.score]
+            if vectors:
+                divides = sign < 0 and len(vectors[0]) == 1
+                self.on_misuse("divided" if divides else "difference", None)
+            parts = None if logarithm else summed(a.parts, b.parts, sign)
             return Flow(parts, True, a.probability or b.probability, degree=NO_DEGREE)
         parts = None if (a.parts and b.parts) or a.parts is None or b.parts is None else a.parts or b.parts
         if sign < 0 and b.parts:
             parts = None
-        return Flow(parts, score=a.score or b.score, degree=degree, shift=shift, scaled=scaled)
+        score = a.score or b.score
+        if a.parts and b.parts and not score:
+            self.on_misuse("maxima", None)
+        masked = a.masked or b.masked
+        return Flow(parts, score=score, degree=degree, shift=shift, scaled=scaled, masked=masked)
 
     def _power(self, a: Flow, exponent: float) -> Flow:
         degree = (a.degree[0] * exponent, a.degree[1] * exponent) if a.degree is not None else None
@@ -216,25 +219,33 @@ class Flows:
             return replace(a, const=None)
         if a.const is not None:
             # the first maximum of a loop is one of its own, however it started
-            return b if b.score or b.factor or not b.parts else replace(b, parts=self.fresh())
+            return b if b.score or b.factor or not b.parts else replace(b, parts=self.fresh(b))
         if a.factor or b.factor or a.score or b.score:
+            self._mixed(a, b, "maximum")
             return a if a.parts == b.parts and a.degree == b.degree else UNKNOWN
-        return Flow(self.fresh(), degree=a.degree if a.degree == b.degree else None)
+        return Flow(self.fresh(a, b), degree=a.degree if a.degree == b.degree else None)
 
     def _either(self, a: Flow, b: Flow) -> Flow:
         if a.const is not None and b.const is not None:
             return PLAIN
         if a.const is not None or b.const is not None:
-            return a if b.const is not None else b
+            kept, number = (a, b.const) if b.const is not None else (b, a.const)
+            hides = number is not None and number <= LOWEST and kept.score and not kept.factor
+            return replace(kept, masked=(*kept.masked, self.pos)) if hides else kept
         return self.join(a, b)
 
     def reduce(self, fn: str, what: Flow, start: Flow | None) -> Flow:
         """A row's maximum or sum, combined with `start`."""
         if fn == "max":
+            if what.factor:
+                return Flow(None, True, peak=True) if what.probability else UNKNOWN
             degree = what.degree
-            if start is not None and start.const is None and start.degree != degree:
-                degree = None
-            return Flow(self.fresh(), degree=degree) if not what.factor else UNKNOWN
+            below: tuple[Flow, ...] = ()
+            if start is not None and start.const is None:
+                self._mixed(start, what, "maximum")
+                degree = degree if start.degree == degree else None
+                below = (start,)
+            return Flow(self.fresh(*below, masks=len(what.masked)), degree=degree)
         row = (
             replace(what, probability=False)
             if what.factor
@@ -244,9 +255,9 @@ class Flows:
 
     def gemm(self, a: Flow, b: Flow) -> Flow:
         if a.factor or b.factor:
-            return Flow(_sum(a.parts, b.parts), True, degree=NO_DEGREE)
+            return Flow(summed(a.parts, b.parts), True, degree=NO_DEGREE)
         known = a.parts is not None and b.parts is not None
-        degree = _shifted(a.degree, b.degree)
+        degree = shifted(a.degree, b.degree)
         return Flow({} if known else None, score=True, degree=degree, scaled=a.scaled + b.scaled)
 
     def join(self, a: Flow, b: Flow) -> Flow:
@@ -261,9 +272,10 @@ class Flows:
             a.factor or b.factor,
             a.probability and b.probability,
             a.score or b.score,
-            _joined(a.degree, b.degree),
+            joined(a.degree, b.degree),
             a.shift if a.shift == b.shift else None,
             scaled=a.scaled,
+            masked=min(a.masked, b.masked, key=len),
         )
 
     def _met(self, a: Parts | None, b: Parts | None) -> Parts | None:
@@ -277,12 +289,5 @@ class Flows:
         if a[one] != b[other] or a.get(SUM) != b.get(SUM):
             return None
         if (one, other) not in self._met_as:
-            self._met_as[one, other] = next(iter(self.fresh()))
+            self._met_as[one, other] = next(iter(self.fresh(UNKNOWN)))
         return {**({SUM: a[SUM]} if SUM in a else {}), self._met_as[one, other]: a[one]}
-
-
-def _joined(a: Degree | None, b: Degree | None) -> Degree | None:
-    """Of two ways the one that scales too often; else only what they agree on."""
-    if a is None or b is None or a == b:
-        return a if a == b else None
-    return max(a, b) if max(a, b)[0] > 1 else None

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from harness.tl import ir
-from harness.tl.checks.flow import LOWEST
 from harness.tl.checks.lanes import Array, Lanes
+from harness.tl.checks.values import LOWEST
 
 Held = Callable[[ir.Tile], tuple[Array | None, int]]
 _LOSES_MASK = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.tl.checks.flow import Degree, Flow
+from harness.tl.checks.values import Degree, Flow
 from harness.tl.syntax import Pos
 
 _WANTED: dict[str, Degree] = {"exp": (1.0, 0.0), "exp2": (1.0, 1.0), "Softmax": (1.0, 0.0)}
@@ -56,6 +56,13 @@ class Scales:
                 pos,
                 f"log2(e) is in the scores where {fn} takes them",
                 "use exp2 with it, or exp without",
+            )
+        elif x.shift is not None and x.shift != x.degree:
+            self.report(
+                "TL507" if x.shift < x.degree else "TL506",
+                x.scaled[-1] if x.scaled else pos,
+                "the maximum that is subtracted was not scaled as the scores are here",
+                "scale the scores before RowMax, or the difference: exp((S - m) * scale)",
             )
 
     def compare_shifts(self) -> None:

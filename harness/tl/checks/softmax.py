@@ -6,17 +6,11 @@ import math
 from dataclasses import replace
 
 from harness.tl import ir
-from harness.tl.checks.flow import (
-    LOWEST,
-    NO_DEGREE,
-    PLAIN,
-    SUM,
-    UNKNOWN,
-    Flow,
-    Flows,
-    constant,
-)
+from harness.tl.checks.flow import Flows
+from harness.tl.checks.misuse import KINDS
+from harness.tl.checks.narrow import Narrow
 from harness.tl.checks.scale import Scales
+from harness.tl.checks.values import LOWEST, NO_DEGREE, PLAIN, SUM, UNKNOWN, Flow, constant
 from harness.tl.diagnostics import Finding, finding
 from harness.tl.syntax import Pos
 
@@ -28,6 +22,7 @@ def check_softmax(program: ir.Program) -> list[Finding]:
         walk = _Walk(found)
         walk.block(kernel.body)
         walk.scales.compare_shifts()
+        walk.narrow.finish(kernel)
     return list(found.values())
 
 
@@ -37,10 +32,11 @@ class _Walk:
     def __init__(self, found: dict[tuple[str, Pos], Finding]) -> None:
         self.found = found
         self.tiles: dict[ir.Tile, Flow] = {}
-        self.flows = Flows(self.tiles, self._function, self._mismatch, self._logarithm)
+        self.flows = Flows(self.tiles, self._function, self._mismatch, self._misuse)
         self.node: ir.Node | None = None
         self.loops: list[set[ir.Tile]] = []  # what each loop around writes
         self.scales = Scales(self.report)
+        self.narrow = Narrow(self.report)
 
     def report(self, code: str, pos: Pos, message: str, fix: str = "") -> None:
         self.found.setdefault((code, pos), finding(code, pos, message, fix))
@@ -68,6 +64,7 @@ class _Walk:
                 self.node = node
                 self.flows.pos = _pos(node)
                 self._step(node)
+                self.narrow.written(node, self.tiles)
 
     def _set(self, tiles: dict[ir.Tile, Flow]) -> None:
         self.tiles.clear()
@@ -91,16 +88,21 @@ class _Walk:
                         self._once(tile.name, flows.read(tile))
                 self._started(value, result, ir.refs(expr))
                 self._late_mask(expr)
+                self._upside_down(expr)
                 tiles[result] = self._given(value) if value.const is not None else value
             case ir.Reduce(fn=fn, expr=expr, result=result, start=start):
                 first = flows.of(start) if start is not None else None
-                value = flows.reduce(fn, flows.of(expr), first)
+                what = flows.of(expr)
+                if fn == "sum" and what.score and not what.factor and node.across is not None:
+                    self._misuse("raw")
+                value = flows.reduce(fn, what, first)
                 self._started(value, result, ir.refs(start) if start is not None else ())
                 tiles[result] = value
             case ir.Mask(tile=tile, result=result):
-                if flows.read(tile).probability:
+                value = flows.read(tile)
+                if value.probability:
                     self._masked_late(tile)
-                tiles[result] = replace(flows.read(tile), const=None)
+                tiles[result] = replace(value, const=None, masked=(*value.masked, flows.pos))
             case ir.Softmax():
                 self._softmax(node)
             case ir.Store(tile=tile, matrix=matrix):
@@ -148,7 +150,7 @@ class _Walk:
             self._wrong_start(node.l, total, "0")
         self._function("Softmax", scores)
         known = scores.parts is not None and not scores.parts and m.parts is not None and len(m.parts) < 2
-        version = flows.fresh() if known else None
+        version = flows.fresh(m) if known else None
         minus = {SUM: 1, **{key: -n for key, n in version.items()}} if version is not None else None
         result = Flow(minus, True, True, degree=NO_DEGREE)
         alpha = Flow({**(m.parts or {}), **_negated(version)}, True, degree=NO_DEGREE) if version else UNKNOWN
@@ -222,13 +224,24 @@ class _Walk:
                 f"multiply `{name}` by exp(old maximum - new maximum) first",
             )
 
-    def _logarithm(self) -> None:
-        self.report(
-            "TL501",
-            self.flows.pos,
-            "multiplies by a difference of maxima, not by its exponential",
-            "multiply by exp(old maximum - new maximum)",
-        )
+    def _misuse(self, kind: str, pos: Pos | None = None) -> None:
+        if kind == "subtracted" and not (
+            isinstance(self.node, ir.Map) and self.node.result in ir.refs(self.node.expr)
+        ):
+            return  # not of a sum that runs
+        code, message, fix = KINDS[kind]
+        self.report(code, pos or self.flows.pos, message, fix)
+
+    def _upside_down(self, expr: ir.Expr) -> None:
+        """A sum divided by an accumulator."""
+        for part in ir.walk(expr):
+            if isinstance(part, ir.Op) and part.fn == "div" and len(part.args) == 2:
+                sums, wide = (
+                    [t for t in ir.refs(a) if self.flows.read(t).unnormalised > 0] for a in part.args
+                )
+                vectors = all(t.shape[1] == ir.Const(1) for t in ir.refs(part.args[0]))
+                if sums and vectors and any(t.shape[1] != ir.Const(1) for t in wide):
+                    self._misuse("upside down")
 
     def _once(self, name: str, value: Flow) -> None:
         if value.probability and not value.score:

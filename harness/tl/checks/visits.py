@@ -10,9 +10,9 @@ import numpy as np
 
 from harness.tl import ir
 from harness.tl.checks.contents import Entry, Loaded, Scores, Stored, Sums, taken
-from harness.tl.checks.flow import LOWEST
 from harness.tl.checks.lanes import Array, Beyond, Lanes
 from harness.tl.checks.masks import allowed, both
+from harness.tl.checks.values import LOWEST
 
 _ONE = ir.Const(1)
 
