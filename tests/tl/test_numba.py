@@ -656,3 +656,9 @@ def test_exp2_over_its_whole_range() -> None:
     np.testing.assert_allclose(got, np.exp2(values.astype(np.float64)), rtol=3e-7)
     assert numba_ops.exp2(np.float32(-np.inf)) == 0
     assert numba_ops.exp2(np.float32(np.inf)) == np.inf
+
+
+def test_tanh_to_a_few_units_in_the_last_place() -> None:
+    values = np.linspace(-12, 12, 4001, dtype=np.float32)
+    got = np.array([numba_ops.tanh(v) for v in values])
+    np.testing.assert_allclose(got, np.tanh(values.astype(np.float64)), rtol=3e-7)

@@ -72,8 +72,13 @@ def test_interpreting_two_heads(benchmark):
     def run():
         return interpret(program, TASK, workload, inputs)
 
-    benchmark(run)
-    assert fastest(run, 3) < 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other count as CPU time too
+    try:
+        benchmark(run)
+        assert fastest(run, 3) < 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("lower", [lower_triton, lower_numba], ids=["triton", "numba"])
