@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from harness.targets import Target
 from harness.tl import ir
@@ -43,18 +44,18 @@ def candidates(program: ir.Program) -> Iterator[dict[str, int]]:
         yield dict(zip(space, values, strict=True))
 
 
+@lru_cache(maxsize=64)
+def _written_in_loops(body: tuple[ir.Node, ...]) -> frozenset[ir.Tile]:
+    loops = [n for n in ir.nodes(body) if isinstance(n, ir.For)]
+    return frozenset(t for loop in loops for x in ir.nodes(loop.body) for t in ir.writes(x))
+
+
 def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: int, element: int) -> int:
     """Bytes of shared memory a block needs: tiles loaded in a loop once for each stage."""
     env = {**choice, "dim": dim, "dim_v": dim_v}
     total = 0
     for kernel in program.kernels:
-        inside = {
-            t
-            for n in ir.nodes(kernel.body)
-            if isinstance(n, ir.For)
-            for x in ir.nodes(n.body)
-            for t in ir.writes(x)
-        }
+        inside = _written_in_loops(kernel.body)
         here = 0
         for tile in kernel.tiles:
             if tile.level is Level.SHARED:
