@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from harness.targets import Target
 from harness.tl import ir
@@ -44,10 +43,16 @@ def candidates(program: ir.Program) -> Iterator[dict[str, int]]:
         yield dict(zip(space, values, strict=True))
 
 
-@lru_cache(maxsize=64)
-def _written_in_loops(body: tuple[ir.Node, ...]) -> frozenset[ir.Tile]:
-    loops = [n for n in ir.nodes(body) if isinstance(n, ir.For)]
-    return frozenset(t for loop in loops for x in ir.nodes(loop.body) for t in ir.writes(x))
+# By identity, since hashing a whole kernel costs more than the answer; the last kernel asked about.
+_LAST: list[tuple[ir.Kernel, frozenset[ir.Tile]]] = []
+
+
+def _written_in_loops(kernel: ir.Kernel) -> frozenset[ir.Tile]:
+    if not _LAST or _LAST[0][0] is not kernel:
+        loops = [n for n in ir.nodes(kernel.body) if isinstance(n, ir.For)]
+        found = frozenset(t for loop in loops for x in ir.nodes(loop.body) for t in ir.writes(x))
+        _LAST[:] = [(kernel, found)]
+    return _LAST[0][1]
 
 
 def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: int, element: int) -> int:
@@ -55,7 +60,7 @@ def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v
     env = {**choice, "dim": dim, "dim_v": dim_v}
     total = 0
     for kernel in program.kernels:
-        inside = _written_in_loops(kernel.body)
+        inside = _written_in_loops(kernel)
         here = 0
         for tile in kernel.tiles:
             if tile.level is Level.SHARED:
