@@ -118,6 +118,8 @@ class CandidateRecord(Record):
     backend: str = Field(description="torch, triton, numba, cuda, gluon, or the library of a baseline")
     family: str = Field("", description="library of a baseline, with its version: 'cudnn 9.19'")
     model: str = ""
+    trial: Sha256 | Literal[""] = Field("", description="of a generated kernel: its trial in trials.jsonl")
+    sample: int = Field(0, description="of a generated kernel: number of the attempt")
     files: dict[str, Sha256] = Field(default={}, description="name -> hash of each source file in artifacts/")
 
 
@@ -250,10 +252,12 @@ class Identity(Record):
     harness: str
     protocol: str = PROTOCOL_VERSION
     sample: int = 0
+    trial: Sha256 | Literal[""] = Field("", description="two trials may write the same kernel")
 
     @property
     def digest(self) -> str:
-        return content_hash(self.model_dump())
+        """Hash of the content; `trial` counts where there is one (older results have none)."""
+        return content_hash(self.model_dump(exclude=set() if self.trial else {"trial"}))
 
 
 class Result(Record):
