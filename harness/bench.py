@@ -185,6 +185,7 @@ class Bench:
                 "folder": str(manifest.folder.resolve()),
                 "entry": entry,
                 "backend": manifest.backend,
+                "cache": str(Path(self._cache.name) / "candidates" / manifest.sha256),
             }
             with self.ledger.stage("build"):
                 seat.worker.ask("load", args, limit_s=self.limits.load_s)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, fail
+from harness.generation_cli import answers_app, show
 from harness.targets import TARGETS
 from harness.tl_cli import app as tl_app
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     "Start with `attnbench doctor` to see what this machine can measure, `attnbench tasks` for what is "
     "measured, and `attnbench eval --candidates DIR` to verify, time and compare kernels of your own.\n\n"
     "Exit codes: 0 done, 1 an LLM-TL program is wrong (`attnbench tl`), 2 wrong input, 3 this machine "
-    "cannot, 4 the run's directory cannot be written, "
+    "cannot, 4 the run's directory cannot be written, 75 questions wait for answers from outside, "
     "130 interrupted (everything recorded is kept; go on with --resume).",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -32,6 +33,27 @@ tasks_app = typer.Typer(
 )
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(tl_app, name="tl")
+app.add_typer(answers_app, name="answers")
+app.command()(show)
+
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="PROVIDER:NAME",
+        help="A model that writes kernels: openai:NAME, anthropic:NAME, deferred:NAME, or "
+        "'A -> B' where B translates. Repeatable.",
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", help="Only this method: vanilla, vanilla-cot, tl, tl-one-stage, tl-compiled. Repeatable."
+    ),
+]
+Samples = Annotated[int | None, typer.Option(min=1, help="Independent attempts of each method and model.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="The run's directory [runs/<target>-<time>].")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 
 TaskFolders = Annotated[
     list[Path] | None,
@@ -103,16 +125,17 @@ def eval_(
         list[str] | None, typer.Option(help="Only this dtype: fp16, bf16, fp32. Repeatable.")
     ] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="Only this human baseline. Repeatable.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's directory [runs/<target>-<time>].")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    model: Models = None,
+    method: Methods = None,
+    samples: Samples = None,
+    out: Out = None,
+    resume: Resume = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the inputs [fresh].")] = None,
     time_cap: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Sampling time of a cell.")
     ] = None,
 ) -> None:
-    """Verify, time and compare candidates and human baselines, and write the report."""
+    """Make, verify, time and compare kernels beside human baselines, and write the report."""
     if resume and out is None:
         fail("--resume needs --out DIR, the directory of the run to go on with", EXIT_USAGE)
     _require_gpu_for(experiment)
@@ -122,6 +145,9 @@ def eval_(
         "dtypes": dtype,
         "baselines": baseline,
         "candidates": [str(folder) for folder in candidates or []],
+        "models": model,
+        "methods": method,
+        "samples": samples,
         "seed": seed,
     }
     try:
@@ -136,6 +162,35 @@ def eval_(
             resume,
         )
     except KeyboardInterrupt:  # before the run began, or after it ended
+        fail("interrupted", EXIT_INTERRUPTED)
+
+
+@app.command()
+def generate(
+    experiment: Annotated[
+        str, typer.Argument(help="A shipped experiment (cpu, h100, a100, ...) or a .toml file of your own.")
+    ] = "cpu",
+    task: Annotated[list[str] | None, typer.Option(help="Only this task. Repeatable.")] = None,
+    task_folders: TaskFolders = None,
+    model: Models = None,
+    method: Methods = None,
+    samples: Samples = None,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Ask models as far as that needs no device: where the keys and the network are, say.
+
+    What needs the target's device waits in the run's directory, for `eval --resume` on a machine that has it.
+    """
+    if resume and out is None:
+        fail("--resume needs --out DIR, the directory of the run to go on with", EXIT_USAGE)
+    overrides: dict[str, Any] = {"tasks": task, "models": model, "methods": method, "samples": samples}
+    try:
+        from harness import commands
+
+        given = {key: value for key, value in overrides.items() if value}
+        commands.generate(experiment, given, task_folders or [], out, resume)
+    except KeyboardInterrupt:
         fail("interrupted", EXIT_INTERRUPTED)
 
 

@@ -28,12 +28,13 @@ from harness.experiment import (
     make_plan,
     read_experiment,
 )
+from harness.generation_commands import MODEL_ERRORS, Unfinished, make_kernels, stop_unfinished
 from harness.pipeline import evaluate as run_plan
 from harness.records import RunSummary
 from harness.store import Store, StoreError
 from harness.targets import TargetError, find_target
 from harness.worker.protocol import WorkerError
-from tasks import TaskError, discover, find
+from tasks import Task, TaskError, discover, find
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def evaluate(
     resume: bool,
 ) -> None:
     """Run an experiment into its directory and print the report."""
-    experiment, plan = guarded(lambda: _planned(source, overrides, task_folders, time_cap))
+    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, time_cap))
     target = find_target(experiment.target)
     run = out or Path("runs") / f"{target.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     signal.signal(signal.SIGTERM, _terminated)
@@ -108,18 +109,44 @@ def evaluate(
             store.add_experiment(_as_toml(experiment))
             if store.dropped:
                 console.print("[yellow]the last line of the run was torn and is done again[/]")
+            whole = make_kernels(experiment, plan, known, source, store, bench, console)
             with Watcher(console) as watcher:
-                return run_plan(plan, bench, store, watcher)
+                return run_plan(whole, bench, store, watcher)
 
     try:
         summary = guarded(go)
         _print_report(run, console)
+    except Unfinished as unfinished:
+        stop_unfinished(unfinished, run, "eval", source, console)
     except KeyboardInterrupt:
         fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
     share = summary.gpu_work_s / summary.wall_s if summary.wall_s else 0.0
     console.print(
         f"{summary.results} results in {summary.wall_s:.0f} s; {share:.0%} of it verifying or timing"
     )
+
+
+def generate(
+    source: str, overrides: dict[str, Any], task_folders: Sequence[Path], out: Path | None, resume: bool
+) -> None:
+    """The part of `evaluate` that needs no device: ask models as far as they get without one."""
+    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, None))
+    run = out or Path("runs") / f"{experiment.target}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    signal.signal(signal.SIGTERM, _terminated)
+    console = Console(highlight=False)
+
+    def go() -> None:
+        with Store(run, resume=resume) as store:
+            store.add_experiment(_as_toml(experiment))
+            make_kernels(experiment, plan, known, source, store, None, console)
+
+    try:
+        guarded(go)
+    except Unfinished as unfinished:
+        stop_unfinished(unfinished, run, "generate", source, console)
+    except KeyboardInterrupt:
+        fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
+    console.print(f"every trial of a model has ended; next: attnbench eval {source} --out {run} --resume")
 
 
 def report(run: Path, out: Path | None) -> None:
@@ -145,7 +172,7 @@ def _print_report(run: Path, console: Console, out: Path | None = None) -> None:
 
 def _planned(
     source: str, overrides: dict[str, Any], task_folders: Sequence[Path], time_cap: float | None
-) -> tuple[Experiment, Plan]:
+) -> tuple[Experiment, Plan, dict[str, Task]]:
     experiment = read_experiment(source, overrides)
     if time_cap is not None:
         data = experiment.model_dump()
@@ -158,18 +185,24 @@ def _planned(
             if isinstance(found, CandidateError):
                 raise found
             manifests.append(found)
-    return experiment, make_plan(experiment, known, manifests)
+    return experiment, make_plan(experiment, known, manifests), known
 
 
 def _as_toml(experiment: Experiment) -> str:
-    """The experiment as run; JSON's scalars and arrays are TOML's."""
-    lines, sections = [], []
-    for key, value in experiment.model_dump(mode="json", exclude_none=True).items():
-        if isinstance(value, dict):
-            sections += ["", f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join([*lines, *sections]) + "\n"
+    """The experiment as run; JSON's scalars and arrays are TOML's. What is empty is left out."""
+    return "\n".join(_toml_lines(experiment.model_dump(mode="json", exclude_none=True), "")).strip() + "\n"
+
+
+def _toml_lines(section: dict[str, Any], name: str) -> list[str]:
+    flat = [f"{k} = {json.dumps(v)}" for k, v in section.items() if not isinstance(v, dict)]
+    head = ["", f"[{name}]"] if name and flat else []
+    nested = [
+        line
+        for k, v in section.items()
+        if isinstance(v, dict)
+        for line in _toml_lines(v, f"{name}.{k}" if name else k)
+    ]
+    return [*head, *flat, *nested]
 
 
 def _terminated(_: int, __: FrameType | None) -> NoReturn:
@@ -180,7 +213,7 @@ def guarded(action: Callable[[], T]) -> T:
     """Run; every typed error becomes its sentence and its exit code."""
     try:
         return action()
-    except (TaskError, TargetError, ExperimentError, CandidateError) as error:
+    except (TaskError, TargetError, ExperimentError, CandidateError, *MODEL_ERRORS) as error:
         fail(str(error), EXIT_USAGE)
     except MachineError as error:
         fail(str(error), EXIT_MACHINE)

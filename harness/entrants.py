@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from baselines import BASELINES
@@ -14,6 +15,7 @@ from harness.experiment import Cell
 from harness.measure.claims import claimed_times
 from harness.measure.session import Contender
 from harness.records import CandidateRecord, Check, Identity, Verdict, Verification, content_hash
+from harness.story import Ending
 from harness.verify.acceptance import accept, require, require_repeat
 from harness.verify.exam import Exam, Question, Rejected, rejection_of
 from harness.verify.inputs import recipes_for
@@ -91,16 +93,37 @@ def baseline_trial(name: str, cell: Cell, bench: Bench) -> Trial:
 
 
 def candidate_trial(manifest: Manifest, cell: Cell, bench: Bench) -> Trial:
-    """The trial of a folder of one's own."""
+    """The trial of a candidate, wherever it comes from."""
+    origin = manifest.origin
     record = CandidateRecord(
         sha256=manifest.sha256,
         name=manifest.name,
         kind="candidate",
-        method="folder",
+        method=origin.method,
         backend=manifest.backend,
+        model=origin.model,
+        trial=origin.trial,
+        sample=origin.sample,
         files={name: _sha(content) for name, content in manifest.files.items()},
     )
     return Trial(cell, record, _identity(record, cell, bench), manifest)
+
+
+def ended_trial(ended: Ending, name: str, cell: Cell, bench: Bench) -> Trial:
+    """The trial of an attempt that made no kernel fit to be measured; its last one names it, if any."""
+    a = ended.assignment
+    record = CandidateRecord(
+        sha256=ended.candidate or content_hash({"trial": ended.trial}),
+        name=name,
+        kind="candidate",
+        method=a.method,
+        backend=a.backend,
+        model=a.model,
+        trial=ended.trial,
+        sample=a.sample,
+        files=ended.files,
+    )
+    return Trial(cell, record, _identity(record, cell, bench), None)
 
 
 def _identity(record: CandidateRecord, cell: Cell, bench: Bench) -> Identity:
@@ -110,6 +133,8 @@ def _identity(record: CandidateRecord, cell: Cell, bench: Bench) -> Identity:
         candidate=record.sha256,
         target=bench.target.name,
         harness=harness_version(),
+        sample=record.sample,
+        trial=record.trial,
     )
 
 
@@ -131,10 +156,14 @@ def build(trial: Trial, bench: Bench) -> Entrant:
 
 
 class Acceptance:
-    """Remembers, for a group, what each candidate's first look gave in each configuration."""
+    """Remembers, for a group, what each candidate's first look gave in each configuration.
 
-    def __init__(self, bench: Bench) -> None:
+    `seeds` draws the seeds of its inputs; by default they are fresh.
+    """
+
+    def __init__(self, bench: Bench, seeds: Callable[[], int] | None = None) -> None:
         self._bench = bench
+        self._seed = seeds or bench.fresh_seed
         # A candidate that hung costs its whole time limit: it is not asked again for that task.
         self._hung: dict[tuple[str, str], Rejected] = {}
         self._known: dict[tuple[str, str, tuple[Workload, ...]], tuple[Check, ...] | Rejected] = {}
@@ -168,7 +197,7 @@ class Acceptance:
             recipes = recipes_for(task, shape)
             if entrant.interpreted:
                 recipes = tuple(r for r in recipes if r in INTERPRETER_RECIPES)
-            asked.append((shape, [Question(r, bench.fresh_seed()) for r in recipes]))
+            asked.append((shape, [Question(r, self._seed()) for r in recipes]))
 
         def exam(workload: Workload, questions: object) -> Exam:
             return bench.exam(task, workload, questions)  # type: ignore[arg-type]

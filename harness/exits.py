@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 EXIT_FOUND = 1  # a TL program has errors, or computes something else
+EXIT_PENDING = 75  # questions wait for answers from outside; the run goes on with --resume
 EXIT_USAGE, EXIT_MACHINE, EXIT_STORE, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from baselines import BASELINES
+from harness.build.backends import BACKENDS
 from harness.build.manifest import Manifest
+from harness.generate.methods import METHODS
+from harness.generate.settings import Refinement, RunBudget, TrialBudget
+from harness.llm.providers import Asking, ProviderSettings, parse_models
 from harness.measure.session import Policy
+from harness.records import Verification
+from harness.story import Ending
 from harness.targets import find_target
 from harness.verify.exam import Limits
 from tasks.spec import Task, TaskError, Workload
@@ -59,8 +65,26 @@ class Experiment(_Section):
     candidates: tuple[str, ...] = Field(
         (), description="folders, relative to the experiment file or the caller"
     )
+    programs: tuple[str, ...] = Field(
+        (), description="LLM-TL programs to compile: files, or `reference` for those of the suite"
+    )
+    methods: tuple[str, ...] = Field((), description="how models are asked for kernels")
+    only: dict[str, tuple[str, ...]] = Field({}, description="method -> the only tasks it is used on")
+    models: tuple[str, ...] = Field((), description="provider:model, or `thinks -> translates`")
+    backends: tuple[str, ...] = Field((), description="empty: triton on a GPU, numba on a CPU")
+    samples: int = Field(1, ge=1, le=1000, description="independent attempts of each")
+    shown: str = Field(
+        "", description="workload set that models are told of; empty: models, or smoke on a CPU"
+    )
+    transcripts: tuple[str, ...] = Field((), description="recorded answers for `replay:` models")
+    prices: str = Field("", description="a price list over the shipped one")
     seed: int | None = Field(None, description="None: fresh for every run")
     group: int = Field(4, ge=1, description="candidates that share a session")
+    budget: TrialBudget = TrialBudget()
+    run_budget: RunBudget = RunBudget()
+    refine: Refinement = Refinement()
+    asking: Asking = Asking()
+    providers: dict[str, ProviderSettings] = Field({}, description="providers of one's own, by name")
     limits: RequestLimits = RequestLimits()
     sampling: Sampling = Sampling()
 
@@ -69,7 +93,10 @@ class Experiment(_Section):
     def _known_target(cls, value: str) -> str:
         return find_target(value).name
 
-    @field_validator("baselines", "workloads", "tasks", "dtypes", "candidates", mode="before")
+    @field_validator(
+        "baselines", "workloads", "tasks", "dtypes", "candidates", "programs", "methods", "models",
+        "backends", "transcripts", mode="before",
+    )  # fmt: skip
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -91,6 +118,40 @@ class Experiment(_Section):
         if not value:
             raise ValueError("at least one baseline is needed: it is the denominator of every speedup")
         return value
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(value, METHODS, "method")
+
+    @field_validator("backends")
+    @classmethod
+    def _known_backends(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(value, BACKENDS, "backend")
+
+    @field_validator("models")
+    @classmethod
+    def _readable_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_models(text)
+        return value
+
+    @model_validator(mode="after")
+    def _only_what_is_there(self) -> Self:
+        for method, tasks in self.only.items():
+            if method not in self.methods:
+                raise ValueError(f"only: {method!r} is not among the methods: {', '.join(self.methods)}")
+            if missing := [t for t in tasks if t not in self.tasks]:
+                raise ValueError(f"only.{method}: {', '.join(missing)} is not among the tasks")
+        return self
+
+    def methods_of(self, task: str) -> tuple[str, ...]:
+        """The methods that are used on a task."""
+        return tuple(m for m in self.methods if task in self.only.get(m, (task,)))
+
+    @property
+    def backend_names(self) -> tuple[str, ...]:
+        return self.backends or (("triton",) if find_target(self.target).is_gpu else ("numba",))
 
     @property
     def baseline_names(self) -> tuple[str, ...]:
@@ -119,6 +180,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """A trial that made no kernel fit to be measured, under the name that tables use."""
+
+    ending: Ending
+    name: str
+    verification: Verification | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What an experiment means: baselines on every cell, candidates on those of their tasks."""
 
@@ -126,11 +196,20 @@ class Plan:
     baselines: tuple[str, ...]
     candidates: tuple[Manifest, ...]
     unusable: tuple[str, ...] = field(default=())  # candidates left out, each with its reason
+    ended: tuple[Ended, ...] = ()
 
     def groups(self, size: int) -> list[tuple[Manifest, ...]]:
         """Candidates in groups that share sessions; one empty group where there are none."""
         chunks = [self.candidates[n : n + size] for n in range(0, len(self.candidates), size)]
         return chunks or [()]
+
+
+def _known(names: tuple[str, ...], known: Mapping[str, object], what: str) -> tuple[str, ...]:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2) or list(known)
+            raise ValueError(f"unknown {what} {name!r}; did you mean {', '.join(near)}?")
+    return names
 
 
 def candidate_folders(experiment: Experiment, source: str) -> list[Path]:

@@ -11,8 +11,17 @@ from typing import Protocol
 
 from harness.bench import Bench, usable_baselines
 from harness.build.manifest import Manifest
-from harness.entrants import INTERPRETED, Acceptance, Trial, baseline_trial, build, candidate_trial, verify
-from harness.experiment import Cell, Plan
+from harness.entrants import (
+    INTERPRETED,
+    Acceptance,
+    Trial,
+    baseline_trial,
+    build,
+    candidate_trial,
+    ended_trial,
+    verify,
+)
+from harness.experiment import Cell, Ended, Plan
 from harness.race import Race
 from harness.records import Cost, Measurement, Result, RunSummary, Verdict, Verification, WorkloadRecord
 from harness.store import Store
@@ -45,11 +54,16 @@ def evaluate(plan: Plan, bench: Bench, store: Store, observer: Observer) -> RunS
     environment = store.add_environment(bench.environment)
     groups = plan.groups(bench.experiment.group)
     total = [t for g in groups for c in plan.cells for t in _trials(plan, c, g, bench)]
-    total_ids = {t.id for t in total}
+    ended = [(ended_trial(e.ending, e.name, c, bench), e) for e, c in _ended_cells(plan)]
+    total_ids = {t.id for t in (*total, *(t for t, _ in ended))}
     observer.begin(len(total_ids), len(total_ids & store.results.keys()))
     recorder = _Recorder(bench, store, observer, environment)
     interrupted = True
     try:
+        for trial, e in ended:
+            if trial.id not in store:
+                assert e.ending.verdict is not None
+                recorder(trial, e.ending.verdict, e.ending.reason, e.verification)
         undone = [c for c in plan.cells if any(t.id not in store for t in total if t.cell == c)]
         if undone:
             bench.warm_up(undone, plan.baselines)
@@ -75,6 +89,11 @@ def evaluate(plan: Plan, bench: Bench, store: Store, observer: Observer) -> RunS
         )
         store.add_summary(summary)
     return summary
+
+
+def _ended_cells(plan: Plan) -> list[tuple[Ended, Cell]]:
+    """Every trial that made no kernel, on every cell of its task: it failed on all of them."""
+    return [(e, c) for e in plan.ended for c in plan.cells if c.task.name == e.ending.assignment.task]
 
 
 def _trials(plan: Plan, cell: Cell, group: tuple[Manifest, ...], bench: Bench) -> list[Trial]:

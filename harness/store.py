@@ -6,18 +6,16 @@ last line (power, kill -9) is cut off on resume, after it was copied to `torn.tx
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.records import Environment, RecordError, Result, RunSummary, read_result
+from harness.journal import Journal, StoreError, disk_error
+from harness.records import Environment, Result, RunSummary, read_result
 
-
-class StoreError(RuntimeError):
-    """The run's directory cannot be used or written; the text says what to do."""
+__all__ = ["Store", "StoreError"]
 
 
 class Store:
@@ -41,83 +39,31 @@ class Store:
         except BlockingIOError as error:
             raise StoreError(f"{path} is being written by another attnbench; wait for it to end") from error
         except OSError as error:
-            raise _disk(path, error) from error
+            raise disk_error(path, error) from error
         try:
-            self._read()
-            self._file = (path / "results.jsonl").open("ab")
-        except OSError as error:
-            self._lock.close()
-            raise _disk(path, error) from error
+            self._journal = Journal(path / "results.jsonl", read_result)
         except StoreError:
             self._lock.close()
             raise
+        self.results.update((r.id, r) for r in self._journal.lines)
+        self.dropped = self._journal.dropped
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._journal.close()
         self._lock.close()
-
-    def _read(self) -> None:
-        file = self.path / "results.jsonl"
-        if not file.exists():
-            return
-        data = file.read_bytes()
-        good = 0
-        for number, line in enumerate(data.splitlines(keepends=True), 1):
-            try:
-                result = read_result(line.decode(errors="replace"))
-                if not line.endswith(b"\n"):
-                    raise RecordError("no end of line")
-            except RecordError as error:
-                if good + len(line) == len(data) and _torn(line):
-                    self._cut(file, data, good)
-                    break
-                raise StoreError(f"{file}:{number}: {error}. Nothing was changed.") from error
-            self.results[result.id] = result
-            good += len(line)
-
-    def _cut(self, file: Path, data: bytes, good: int) -> None:
-        self.dropped = data[good:].decode(errors="replace")
-        try:
-            with (self.path / "torn.txt").open("ab") as torn:
-                torn.write(data[good:] + b"\n")
-            with file.open("r+b") as handle:
-                handle.truncate(good)
-                os.fsync(handle.fileno())
-        except OSError as error:
-            raise _disk(self.path, error) from error
 
     def __contains__(self, result_id: str) -> bool:
         return result_id in self.results
 
     def add(self, result: Result) -> None:
-        """Append one result and force it to disk; raises StoreError when the disk refuses.
-
-        A refused line is cut off again, so that the file stays whole.
-        """
+        """Append one result and force it to disk; raises StoreError when the disk refuses."""
         if result.id in self.results:
             return
-        end = self._file.tell()
-        try:
-            self._file.write(result.model_dump_json(exclude_defaults=False).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._restore(end)
-            raise _disk(self.path, error) from error
+        self._journal.append(result.model_dump_json(exclude_defaults=False))
         self.results[result.id] = result
-
-    def _restore(self, end: int) -> None:
-        try:
-            self._file.close()
-        except OSError:  # its buffer could not be written either
-            pass
-        try:
-            os.truncate(self.path / "results.jsonl", end)
-        finally:
-            self._file = (self.path / "results.jsonl").open("ab")
 
     def add_environment(self, environment: Environment) -> str:
         """Remember the environment of this invocation; returns its hash."""
@@ -136,7 +82,7 @@ class Store:
             with (self.path / "summary.jsonl").open("ab") as file:
                 file.write(summary.model_dump_json().encode() + b"\n")
         except OSError as error:
-            raise _disk(self.path, error) from error
+            raise disk_error(self.path, error) from error
 
     def add_artifact(self, sha256: str, files: Mapping[str, bytes]) -> None:
         """Keep a candidate's sources under the hash of its content."""
@@ -166,21 +112,4 @@ class Store:
                 os.fsync(handle.fileno())
             temporary.replace(file)
         except OSError as error:
-            raise _disk(file, error) from error
-
-
-def _torn(line: bytes) -> bool:
-    """Whether writing the last line was cut off; a whole line that cannot be read is somebody's result."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return True
-    return not line.endswith(b"\n")
-
-
-def _disk(path: Path, error: OSError) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        way = "make room and go on with --resume."
-    else:
-        way = "go on with --resume when that is mended, or choose another --out."
-    return StoreError(f"cannot write {path}: {error.strerror}. What was recorded before is kept; {way}")
+            raise disk_error(file, error) from error

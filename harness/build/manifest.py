@@ -40,6 +40,16 @@ class CandidateError(ValueError):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a candidate came to be: a folder of somebody's, a compiled program, or a trial of a method."""
+
+    method: str = "folder"
+    model: str = ""
+    trial: str = ""  # id of the trial that made it
+    sample: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A candidate folder as read: what it says about itself and every source file in it."""
 
@@ -51,6 +61,7 @@ class Manifest:
     entries: Mapping[str, str]  # task -> file, relative to the folder
     files: Mapping[str, bytes]  # relative name -> content, sorted by name
     description: str = ""
+    origin: Origin = Origin()
 
     def entry(self, task: str) -> str:
         """The file that defines `attention` for a task; raises CandidateError for a task it does not list."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -25,13 +26,14 @@ class Counts:
 
 @dataclass(slots=True)
 class Meter:
-    """The same figures while they grow."""
+    """The same figures while they grow; past `deadline` (of time.monotonic()) the work is given up."""
 
     global_bytes_read: int = 0
     global_bytes_written: int = 0
     shared_bytes: int = 0
     gemm_flops: int = 0
     exponentials: int = 0
+    deadline: float = math.inf
 
     def counts(self) -> Counts:
         return Counts(

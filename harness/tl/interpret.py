@@ -10,6 +10,7 @@ must not depend on each other's stores.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,6 +51,7 @@ def interpret(
     workload: WorkloadLike,
     inputs: Mapping[str, Tensor],
     choice: Mapping[str, int] | None = None,
+    deadline: float | None = None,
 ) -> Outcome:
     """The outputs of the program on these inputs.
 
@@ -63,7 +65,7 @@ def interpret(
         known = ", ".join(parameters) or "none"
         raise InterpretError(f"no tile parameter {', '.join(unknown)}; there are: {known}")
     sizes = {**scalars(workload), **parameters}
-    meter = Meter()
+    meter = Meter(deadline=math.inf if deadline is None else deadline)
     with torch.no_grad():
         try:
             memory = Memory(task, workload, inputs, meter)
@@ -84,6 +86,8 @@ def _run(body: tuple[ir.Node, ...], batch: Batch) -> None:
     """All statements in order; the batch's tiles and the memory change."""
     for node in body:
         try:
+            if time.monotonic() > batch.meter.deadline:
+                raise Fault("interpreting takes too long; its loops run too often")
             _step(node, batch)
         except Fault as fault:
             raise InterpretError(str(fault), node.source, type(node).__name__) from None

@@ -248,4 +248,7 @@ def rejection_of(
 
 def _first_lines(text: str, limit: int = 600) -> str:
     text = " ".join(text.split()) or "it gave no reason"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    if len(text) <= limit:
+        return text
+    end = 2 * limit // 3  # a traceback says at its end what happened
+    return f"{text[: limit - end - 5]} ... {text[-end:]}"

@@ -100,6 +100,8 @@ def load(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
     from harness.build.loader import BuildError
     from harness.build.loader import load as build
 
+    if "cache" in args:  # of this candidate alone: what it compiled before it need not compile again
+        os.environ["TRITON_CACHE_DIR"] = args["cache"]
     try:
         built = build(Path(args["folder"]), args["entry"], args["backend"], state.device)
     except BuildError as error:
@@ -256,6 +258,13 @@ def latency(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, An
     return {"samples_ms": state.clock.latency(state.timed[args["kernel"]], args["calls"])}
 
 
+def compiled(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
+    """What the compiler says of the candidate's kernels so far."""
+    from harness.build.compiled import compiler_report
+
+    return {"text": compiler_report()}
+
+
 def start_records(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
     """Begin kernel records, where the device has them."""
     state.block_sizes.clear()
@@ -313,7 +322,7 @@ HANDLERS: dict[str, Handler] = {
     f.__name__: f
     for f in (
         hello, map_image, load, open_layout, close_layout, fill, prepare, run, read_back, plan, block,
-        spin, latency, start_records, stop_records,
+        spin, latency, compiled, start_records, stop_records,
     )
 }  # fmt: skip
 
