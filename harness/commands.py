@@ -28,7 +28,7 @@ from harness.experiment import (
     make_plan,
     read_experiment,
 )
-from harness.generation_commands import MODEL_ERRORS, Unfinished, make_kernels, stop_unfinished
+from harness.generation_commands import MODEL_ERRORS, Unfinished, make_kernels, prepare, stop_unfinished
 from harness.pipeline import evaluate as run_plan
 from harness.records import RunSummary
 from harness.store import Store, StoreError
@@ -94,6 +94,7 @@ def evaluate(
 ) -> None:
     """Run an experiment into its directory and print the report."""
     experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, time_cap))
+    prepared = guarded(lambda: prepare(experiment, known, source))
     target = find_target(experiment.target)
     run = out or Path("runs") / f"{target.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     signal.signal(signal.SIGTERM, _terminated)
@@ -109,7 +110,7 @@ def evaluate(
             store.add_experiment(_as_toml(experiment))
             if store.dropped:
                 console.print("[yellow]the last line of the run was torn and is done again[/]")
-            whole = make_kernels(experiment, plan, known, source, store, bench, console)
+            whole = make_kernels(experiment, plan, known, prepared, store, bench, console)
             with Watcher(console) as watcher:
                 return run_plan(whole, bench, store, watcher)
 
@@ -131,6 +132,7 @@ def generate(
 ) -> None:
     """The part of `evaluate` that needs no device: ask models as far as they get without one."""
     experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, None))
+    prepared = guarded(lambda: prepare(experiment, known, source))
     run = out or Path("runs") / f"{experiment.target}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     signal.signal(signal.SIGTERM, _terminated)
     console = Console(highlight=False)
@@ -138,7 +140,7 @@ def generate(
     def go() -> None:
         with Store(run, resume=resume) as store:
             store.add_experiment(_as_toml(experiment))
-            make_kernels(experiment, plan, known, source, store, None, console)
+            make_kernels(experiment, plan, known, prepared, store, None, console)
 
     try:
         guarded(go)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,30 +73,46 @@ def _recorded(experiment: Experiment, source: str) -> list[Exchange]:
     return found
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What making kernels needs besides a run's directory; made before that is touched."""
+
+    wanted: Commissions
+    clients: Mapping[str, Client]
+    prices: Prices
+
+
+def prepare(experiment: Experiment, known: Mapping[str, Task], source: str) -> Prepared:
+    """The trials and their clients; raises a typed error for models, prices or transcripts that are wrong."""
+    wanted = commissions(experiment, known)
+    return Prepared(wanted, clients_of(experiment, wanted, source), prices_of(experiment))
+
+
 def make_kernels(
     experiment: Experiment,
     plan: Plan,
-    known: dict[str, Task],
-    source: str,
+    known: Mapping[str, Task],
+    prepared: Prepared,
     store: Store,
     bench: Bench | None,
     console: Console,
 ) -> Plan:
     """The plan with the kernels that models and compilers made; raises Unfinished where some have to wait."""
     programs, not_run = program_candidates(experiment, known, store) if bench is not None else ([], [])
-    wanted = commissions(experiment, known)
+    wanted = prepared.wanted
     for line in (*not_run, *wanted.not_run):
         console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     if not wanted.trials:
         return replace(plan, candidates=(*plan.candidates, *programs))
-    clients = clients_of(experiment, wanted, source)
     workshop = Workshop(store, bench)
     book = Storybook(store.path)
     try:
         if book.dropped:
             console.print("[yellow]a torn last line of the stories is done again[/]")
-        generation = Generation(experiment, book, workshop, clients, prices_of(experiment), Teller(console))
-        made = generation.run(wanted.trials)
+        teller = Teller(console)
+        made = Generation(experiment, book, workshop, prepared.clients, prepared.prices, teller).run(
+            wanted.trials
+        )
         write_pending(store.path / PENDING, made.pending)
         if not made.complete:
             raise Unfinished(made)
@@ -194,13 +210,12 @@ def export_answers(run: Path, out: Path) -> None:
 def import_answers(source: Path, run: Path, version: str, provider: str) -> None:
     """Take answers into a run; those that were not asked for are told apart, and nothing is taken twice."""
     pending = read_pending(_pending_file(run))
-    answers = read_answers(source, list(pending))
     prices = Prices.read(None)
     taken, failed, strange, again = 0, [], [], 0
     with Store(run, resume=True) as store:
         book = Storybook(store.path)
         try:
-            for answer in answers:
+            for answer in read_answers(source, [*pending, *book.exchanges]):
                 request = pending.get(answer.key)
                 if answer.key in book.exchanges:
                     again += 1

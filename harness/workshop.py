@@ -139,7 +139,7 @@ class Workshop:
 
 
 def told_of(rejected: Rejected) -> str:
-    """Why a kernel was rejected, as a model can use it: an error with its trace from the kernel's own line on."""
+    """Why a kernel was rejected, as a model can use it: an error's trace begins in the kernel."""
     cause = rejected.__cause__
     if not isinstance(cause, RequestFailed) or not cause.trace:
         return rejected.reason

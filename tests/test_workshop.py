@@ -84,11 +84,13 @@ def test_a_right_kernel_passes_and_is_kept(do, tmp_path: Path) -> None:  # type:
     ("source", "verdict", "says"),
     [
         ("import nothing_of_this_name\n", Verdict.BUILD_ERROR, "nothing_of_this_name"),
-        ("def other():\n    pass\n", Verdict.BUILD_ERROR, "attention"),
         ("def attention(q, k, v, out, *, scale:\n", Verdict.BUILD_ERROR, "SyntaxError"),
         ("def attention(q, k, v, out, *, scale):\n    raise KeyError('x')\n", Verdict.CRASH, "KeyError"),
-        ("def attention(q, k, v, out, *, scale):\n    out.zero_()\n", Verdict.WRONG_NUMERICS, "worst at batch"),
-        (GOOD.replace("tril(", "tril(1 + "), Verdict.WRONG_NUMERICS, "worst at batch"),
+        (
+            "def attention(q, k, v, out, *, scale):\n    out.zero_()\n",
+            Verdict.WRONG_NUMERICS,
+            "worst at batch",
+        ),
         ("import os\ndef attention(q, k, v, out, *, scale):\n    os._exit(0)\n", Verdict.CRASH, ""),
     ],
 )
@@ -134,14 +136,11 @@ def test_what_the_compiler_refuses_is_told_and_costs_no_verification(do) -> None
     assert done.refused and "torch" in done.reply.told
 
 
-def test_a_right_kernel_is_timed(do) -> None:  # type: ignore[no-untyped-def]
+def test_a_right_kernel_is_timed_and_a_wrong_one_has_no_time(do) -> None:  # type: ignore[no-untyped-def]
     tried = do(Try("kernel", {"attention.py": GOOD}))
     done = do(Time("refine"), standing=tried.manifest)
     assert done.reply.passed and done.reply.score is not None and done.reply.score > 0
     assert "ms" in done.reply.told and "TFLOP/s" in done.reply.told
-
-
-def test_a_kernel_that_is_wrong_when_timed_has_no_time(do) -> None:  # type: ignore[no-untyped-def]
     tried = do(Try("kernel", {"attention.py": "def attention(q, k, v, out, *, scale):\n    out.zero_()\n"}))
     done = do(Time("refine"), standing=tried.manifest)
     assert not done.reply.passed and done.reply.score is None

@@ -78,11 +78,12 @@ class Prices:
         return f'write a file prices.toml with {entry}, and name it in the experiment: prices = "prices.toml"'
 
     def _of(self, model: str) -> Price | None:
-        """The price of exactly this model, or of the longest name of which it is a dated version."""
+        """The price of exactly this model, or of the one of which it is a dated version."""
         if model in self.by_model:
             return self.by_model[model]
-        versions = [n for n in self.by_model if model.startswith(n) and _DATE.fullmatch(model[len(n) :])]
-        return self.by_model[max(versions, key=len)] if versions else None
+        names = (n for n in self.by_model if model.startswith(n) and _DATE.fullmatch(model[len(n) :]))
+        name = next(names, None)  # no date ends with another, so there is one at most
+        return None if name is None else self.by_model[name]
 
 
 def _read(path: Path) -> dict[str, Price]:
