@@ -50,9 +50,11 @@ def commissions(experiment: Experiment, known: Mapping[str, Task]) -> Commission
     target = find_target(experiment.target)
     if not experiment.methods:
         return Commissions()
-    if not experiment.models:
-        return Commissions(not_run=(no_model(experiment),))
     fitting, not_run = _backends(experiment, target)
+    if not fitting:
+        return Commissions(not_run=tuple(f"{line}: {', '.join(experiment.methods)}" for line in not_run))
+    if not experiment.models:
+        return Commissions(not_run=(no_model(experiment), *not_run))
     pairs = [
         (task, backend, method, models)
         for task in experiment.tasks
@@ -103,7 +105,7 @@ def _backends(experiment: Experiment, target: Target) -> tuple[list[str], list[s
                 + ", ".join(b.name for b in BACKENDS.values() if device in b.timed)
             )
         if name == "triton" and target.capability is not None and target.capability < (8, 0):
-            reasons.append(f"not run: backend triton, which makes no tensor-core code for {target.name}")
+            reasons.append(f"not run, since triton makes no tensor-core code for {target.name}")
         else:
             fitting.append(name)
     return fitting, reasons

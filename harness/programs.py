@@ -17,6 +17,7 @@ from harness.tl.lower.triton import lower_triton
 from tasks.spec import Task
 
 REFERENCE = "reference"
+FIRST_OF_TRITON = (8, 0)
 
 
 def program_candidates(
@@ -27,23 +28,27 @@ def program_candidates(
     Raises ExperimentError for a file that is no program of one of the experiment's tasks.
     """
     target = find_target(experiment.target)
-    found, reasons = [], []
+    found: list[Manifest] = []
+    refused: dict[str, list[str]] = {}
     for name, text in _texts(experiment):
         task = known[name]
         dtype = (experiment.dtypes or ("fp16",))[0]
-        report = check(text, task, target=target if target.is_gpu else None, dtype=dtype)
         try:
+            if target.capability is not None and target.capability < FIRST_OF_TRITON:
+                raise LowerError(f"Triton makes no tensor-core code for {target.name}")
+            report = check(text, task, target=target if target.is_gpu else None, dtype=dtype)
             if report.program is None:
-                raise LowerError("it has errors; see: attnbench tl check")
+                error = next(f for f in report.findings if f.is_error)
+                raise LowerError(f"line {error.pos.line}: {error.code}: {error.message}")
             if target.is_gpu:
                 lowered = lower_triton(report.program, task, target)
             else:
                 lowered = lower_numba(report.program, task)
         except LowerError as error:
-            reasons.append(f"not run: the LLM-TL program of {name}: {error}")
+            refused.setdefault(str(error), []).append(name)
             continue
         found.append(_kept(lowered, name, store))
-    return found, reasons
+    return found, [f"not run: LLM-TL programs of {', '.join(n)}: {why}" for why, n in refused.items()]
 
 
 def _texts(experiment: Experiment) -> list[tuple[str, str]]:
@@ -51,7 +56,8 @@ def _texts(experiment: Experiment) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for name in experiment.programs:
         if name == REFERENCE:
-            found += [(e.task, e.text) for e in corpus(REFERENCE) if e.task in experiment.tasks]
+            texts = {e.task: e.text for e in corpus(REFERENCE)}
+            found += [(task, texts[task]) for task in experiment.tasks if task in texts]
             continue
         try:
             text = Path(name).read_text(encoding="utf-8")

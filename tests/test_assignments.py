@@ -1,0 +1,102 @@
+"""Claims about which trials an experiment means, and about what it says it does not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.assignments import commissions
+from harness.experiment import ExperimentError, experiment_of, read_experiment
+from harness.programs import program_candidates
+from harness.store import Store
+from harness.targets import TARGETS
+from tasks import discover
+
+KNOWN = discover()
+GPUS = [t for t in TARGETS if TARGETS[t].is_gpu]
+MODERN = [t for t in GPUS if t not in ("t4", "rtx8000")]
+
+
+def given(**changes: object):  # type: ignore[no-untyped-def]
+    base = {"target": "h100", "tasks": ["mha_causal", "gqa_causal"], "methods": ["vanilla", "tl"], "models": ["deferred:m"]}
+    return experiment_of({**base, **changes}, "test")
+
+
+def test_every_method_model_task_and_sample_is_one_trial() -> None:
+    found = commissions(given(models=["deferred:a", "deferred:b"], samples=3), KNOWN).trials
+    assert len(found) == len({c.id for c in found}) == 2 * 2 * 2 * 3
+    assert [c.assignment.sample for c in found] == sorted(c.assignment.sample for c in found)
+
+
+def test_only_limits_a_method_to_tasks() -> None:
+    found = commissions(given(only={"tl": ["gqa_causal"]}), KNOWN).trials
+    assert [c.assignment.task for c in found if c.method.name == "tl"] == ["gqa_causal"]
+
+
+def test_a_translator_counts_only_where_something_is_translated() -> None:
+    found = commissions(given(methods=["vanilla", "tl", "tl-compiled"], models=["deferred:a -> deferred:b"]), KNOWN)
+    models = {c.method.name: c.assignment.models for c in found.trials}
+    assert models == {
+        "vanilla": ("deferred:a",), "tl": ("deferred:a", "deferred:b"), "tl-compiled": ("deferred:a",),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"methods": ["vanila"]}, "did you mean vanilla"),
+        ({"backends": ["tritn"]}, "did you mean triton"),
+        ({"only": {"tl-compiled": ["gqa_causal"]}}, "not among the methods"),
+        ({"only": {"tl": ["cross"]}}, "not among the tasks"),
+        ({"models": ["m"]}, "provider:model"),
+        ({"budget": {"turn": 3}}, "did you mean turns"),
+        ({"samples": 0}, "samples"),
+    ],
+)
+def test_a_wrong_key_is_named_with_the_way_out(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(ExperimentError, match=says):
+        given(**changes)
+
+
+def test_a_backend_that_is_not_timed_there_is_refused() -> None:
+    with pytest.raises(ExperimentError, match="numba is not timed on h100"):
+        commissions(given(backends=["numba"]), KNOWN)
+
+
+@pytest.mark.parametrize("target", GPUS)
+def test_a_gpus_experiment_without_a_model_runs_the_rest_and_says_what_would_run_it(
+    target: str, tmp_path: Path
+) -> None:
+    experiment = read_experiment(target)
+    found = commissions(experiment, KNOWN)
+    assert not found.trials and len(found.not_run) == 1
+    with Store(tmp_path / "run", resume=False) as store:
+        programs, refused = program_candidates(experiment, KNOWN, store)
+    if target in MODERN:
+        assert "export ANTHROPIC_API_KEY" in found.not_run[0]
+        assert f"attnbench eval {target} --model" in found.not_run[0]
+        assert len(programs) == 8 and not refused
+        assert all(p.origin.method == "program" and p.folder.is_dir() for p in programs)
+    else:
+        assert "no tensor-core code" in found.not_run[0]
+        assert not programs and len(refused) == 1 and "no tensor-core code" in refused[0]
+
+
+@pytest.mark.parametrize("target", MODERN)
+def test_a_named_model_runs_every_method_on_every_task(target: str) -> None:
+    found = commissions(read_experiment(target, {"models": ["anthropic:x"]}), KNOWN)
+    assert len(found.trials) == 8 * 4 and not found.not_run
+
+
+def test_programs_of_ones_own_name_their_task(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "harness/tl/corpus/reference/mha_causal.tl").read_text()
+    (tmp_path / "own.tl").write_text(text)
+    (tmp_path / "nameless.tl").write_text(text.replace("Kernel mha_causal", "Kernel x"))
+    with Store(tmp_path / "run", resume=False) as store:
+        (program,), _ = program_candidates(given(programs=[str(tmp_path / "own.tl")]), KNOWN, store)
+        assert program.tasks == ("mha_causal",)
+        with pytest.raises(ExperimentError, match="# task: NAME"):
+            program_candidates(given(programs=[str(tmp_path / "nameless.tl")]), KNOWN, store)
+        with pytest.raises(ExperimentError, match="cannot be read"):
+            program_candidates(given(programs=["none.tl"]), KNOWN, store)
