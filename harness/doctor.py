@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 from dataclasses import dataclass
 
@@ -25,7 +27,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Everything doctor shows, in order."""
-    return [_cpu(), *_gpus(), _telemetry(), *_backends(), _compiler(), *_baselines()]
+    return [_cpu(), *_gpus(), _telemetry(), *_backends(), _compiler(), *_providers(), *_baselines()]
 
 
 def _cpu() -> Finding:
@@ -78,6 +80,20 @@ def _compiler() -> Finding:
         path or "none found",
         "" if path else "FlexAttention on a CPU needs g++",
     )
+
+
+def _providers() -> list[Finding]:
+    """Whether models can be asked: the SDK and the key of each provider, never the key itself."""
+    found = []
+    for name, variable in (("openai", "OPENAI_API_KEY"), ("anthropic", "ANTHROPIC_API_KEY")):
+        if importlib.util.find_spec(name) is None:
+            state, advice = "its SDK is not installed", "python3 -m pip install 'attnbench[models]'"
+        elif not os.environ.get(variable):
+            state, advice = f"{variable} is not set", f"export {variable}=..., or a model deferred:NAME"
+        else:
+            state, advice = f"SDK and {variable} found", ""
+        found.append(Finding(f"models of {name}", not advice, state, advice))
+    return found
 
 
 def _baselines() -> list[Finding]:

@@ -19,7 +19,12 @@ MODERN = [t for t in GPUS if t not in ("t4", "rtx8000")]
 
 
 def given(**changes: object):  # type: ignore[no-untyped-def]
-    base = {"target": "h100", "tasks": ["mha_causal", "gqa_causal"], "methods": ["vanilla", "tl"], "models": ["deferred:m"]}
+    base = {
+        "target": "h100",
+        "tasks": ["mha_causal", "gqa_causal"],
+        "methods": ["vanilla", "tl"],
+        "models": ["deferred:m"],
+    }
     return experiment_of({**base, **changes}, "test")
 
 
@@ -35,7 +40,9 @@ def test_only_limits_a_method_to_tasks() -> None:
 
 
 def test_a_translator_counts_only_where_something_is_translated() -> None:
-    found = commissions(given(methods=["vanilla", "tl", "tl-compiled"], models=["deferred:a -> deferred:b"]), KNOWN)
+    found = commissions(
+        given(methods=["vanilla", "tl", "tl-compiled"], models=["deferred:a -> deferred:b"]), KNOWN
+    )
     models = {c.method.name: c.assignment.models for c in found.trials}
     assert models == {
         "vanilla": ("deferred:a",), "tl": ("deferred:a", "deferred:b"), "tl-compiled": ("deferred:a",),

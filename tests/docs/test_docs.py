@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -106,6 +107,28 @@ def test_the_experiment_of_the_page_shows_the_defaults() -> None:
     assert shown.sampling == default.sampling
     assert shown.group == default.group
     assert shown.request_limits == Limits()
+
+
+def test_the_experiment_of_the_models_page_is_one_and_its_keys_have_their_defaults() -> None:
+    data = tomllib.loads(blocks("docs/models.md", "toml")[0])
+    shown = experiment_of(data, "page")
+    default = Experiment(target="h100", tasks=("mha",))
+    assert shown.budget.model_copy(update={"usd": None}) == default.budget
+    assert shown.asking == default.asking
+    for key, value, _ in rows("docs/models.md", "key"):
+        assert json.loads(plain(value).replace("`", "")) == json.loads(
+            json.dumps(getattr(default, plain(key)))
+        ), key
+
+
+def test_every_method_and_provider_is_explained() -> None:
+    from harness.generate.methods import METHODS
+    from harness.generation import GRACE_S
+    from harness.llm.providers import KNOWN
+
+    assert [plain(row[0]) for row in rows("docs/models.md", "method")] == list(METHODS)
+    assert {plain(row[0]) for row in rows("docs/models.md", "provider")} >= set(KNOWN)
+    assert f"up to {GRACE_S:g} s" in text_of("docs/models.md")
 
 
 def test_every_verdict_is_explained_with_its_last_stage() -> None:
