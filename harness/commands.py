@@ -118,7 +118,7 @@ def evaluate(
         summary = guarded(go)
         _print_report(run, console)
     except Unfinished as unfinished:
-        stop_unfinished(unfinished, run, "eval", source, console)
+        stop_unfinished(unfinished, run, "eval", console)
     except KeyboardInterrupt:
         fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
     share = summary.gpu_work_s / summary.wall_s if summary.wall_s else 0.0
@@ -145,7 +145,7 @@ def generate(
     try:
         guarded(go)
     except Unfinished as unfinished:
-        stop_unfinished(unfinished, run, "generate", source, console)
+        stop_unfinished(unfinished, run, "generate", console)
     except KeyboardInterrupt:
         fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
     console.print(f"every trial of a model has ended; next: attnbench eval {source} --out {run} --resume")

@@ -131,29 +131,25 @@ def _by_task(trials: Sequence[Commission], tasks: Sequence[str]) -> list[Commiss
     return sorted(trials, key=lambda c: tasks.index(c.assignment.task))
 
 
-def stop_unfinished(
-    unfinished: Unfinished, run: Path, command: str, experiment: str, console: Console
-) -> NoReturn:
+def stop_unfinished(unfinished: Unfinished, run: Path, command: str, console: Console) -> NoReturn:
     """Say what is missing and how to go on; exit code 75 where answers are, 0 where a device is."""
     made = unfinished.made
+    again = f"{run / 'experiment.toml'} --out {run} --resume"  # with every option it was begun with
+    lines = []
     if made.waiting:
-        count = len(made.waiting)
         target = made.waiting[0].assignment.target
-        console.print(
-            f"{count} trials wait for a device: on a machine with {target}, go on with\n"
-            f"  attnbench eval {escape(experiment)} --out {escape(str(run))} --resume",
-            soft_wrap=True,
-        )
-    if not made.pending:
-        raise SystemExit(0)
-    console.print(
-        f"{len(made.pending)} questions wait for answers: {run / PENDING} (OpenAI's batch format)\n"
-        f"  attnbench answers import FILE --run {run}\n"
-        f"  attnbench {command} {experiment} --out {run} --resume",
-        soft_wrap=True,
-        markup=False,
-    )
-    raise SystemExit(EXIT_PENDING)
+        lines += [
+            f"{len(made.waiting)} trials wait for a device: on a machine with {target}, go on with",
+            f"  attnbench eval {again}",
+        ]
+    if made.pending:
+        lines += [
+            f"{len(made.pending)} questions wait for answers: {run / PENDING} (OpenAI's batch format)",
+            f"  attnbench answers import FILE --run {run}",
+            f"  attnbench {command} {again}",
+        ]
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    raise SystemExit(EXIT_PENDING if made.pending else 0)
 
 
 class Teller:

@@ -1,30 +1,33 @@
 """Owns reading a run's directory into rows and cells; knows no statistics and no output format.
 
 Directory format: experiment.toml, environment.json ({digest: Environment}), results.jsonl
-(one `Result` a line), summary.jsonl (one `RunSummary` a line), artifacts/<sha256>/<filename>.
+(one `Result` a line), summary.jsonl (one `RunSummary` a line), artifacts/<sha256>/<filename>; where
+models wrote kernels, trials.jsonl and transcripts.jsonl (see `reports.trials`).
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from harness.records import (
     NOT_COUNTED,
     Environment,
     Measurement,
-    RecordError,
     Result,
     RunSummary,
     Verdict,
     WorkloadRecord,
     read_result,
 )
+from harness.story import Ending, Exchange, Step
+from reports.lines import SkippedLine, first_line, read_lines
+from reports.trials import read_stories
 
 RESULTS = "results.jsonl"
 SUMMARIES = "summary.jsonl"
@@ -32,21 +35,11 @@ ENVIRONMENTS = "environment.json"
 EXPERIMENT = "experiment.toml"
 ARTIFACTS = "artifacts"
 
-T = TypeVar("T")
 _DTYPES = ("fp16", "bf16", "fp32", "fp64")
 
 
 class RunError(ValueError):
     """A directory that is no run; the text says what is missing and what to do."""
-
-
-@dataclass(frozen=True)
-class SkippedLine:
-    """A line or file that could not be read: where, why."""
-
-    file: str
-    line: int
-    why: str
 
 
 @dataclass(frozen=True)
@@ -75,6 +68,11 @@ class Row:
     def has_run(self) -> bool:
         """Whether code of the contender was executed: it was built, and the failure is not ours."""
         return self.counted and self.result.verdict not in (Verdict.NO_CODE, Verdict.BUILD_ERROR)
+
+    @property
+    def generated(self) -> bool:
+        """Whether a model wrote it, in a trial of this run."""
+        return bool(self.result.candidate.trial)
 
     @property
     def counted(self) -> bool:
@@ -126,6 +124,9 @@ class Dataset:
     summaries: tuple[RunSummary, ...]
     experiment: str
     skipped: tuple[SkippedLine, ...]
+    endings: tuple[Ending, ...] = ()  # of trials of models, in the order of the file
+    steps: tuple[Step, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -159,11 +160,11 @@ class Dataset:
     def cells_of(self, target: str, task: str) -> tuple[Cell, ...]:
         return tuple(c for c in self.cells if (c.target, c.task) == (target, task))
 
-    @property
+    @cached_property
     def targets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(r.result.target for r in self.rows))
 
-    @property
+    @cached_property
     def devices(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(r.result.device for r in self.rows))
 
@@ -192,10 +193,11 @@ def load_run(run: Path) -> Dataset:
         raise RunError(f"{run} has no {RESULTS}: give the directory of a run, as `attnbench eval` names it")
     skipped: list[SkippedLine] = []
     latest: dict[str, tuple[int, Result]] = {}
-    for number, result in _read_lines(source, read_result, skipped):
+    for number, result in read_lines(source, read_result, skipped):
         latest.pop(result.id, None)
         latest[result.id] = (number, result)
-    summaries = [s for _, s in _read_lines(run / SUMMARIES, RunSummary.model_validate_json, skipped)]
+    summaries = [s for _, s in read_lines(run / SUMMARIES, RunSummary.model_validate_json, skipped)]
+    stories = read_stories(run, skipped)
     experiment = run / EXPERIMENT
     return Dataset(
         name=run.resolve().name,
@@ -205,6 +207,9 @@ def load_run(run: Path) -> Dataset:
         summaries=tuple(summaries),
         experiment=experiment.read_text(encoding="utf-8") if experiment.is_file() else "",
         skipped=tuple(skipped),
+        endings=stories.endings,
+        steps=stories.steps,
+        exchanges=stories.exchanges,
     )
 
 
@@ -241,12 +246,14 @@ def _ambiguous(results: Iterable[Result]) -> dict[str, bool]:
 
 def group_cells(rows: Iterable[Row]) -> tuple[Cell, ...]:
     """Rows grouped by (target, task, workload); shapes in reading order within a task."""
+    rows = tuple(rows)
     grouped: dict[tuple[str, str, str], list[Row]] = {}
     tasks: dict[tuple[str, str], int] = {}
     for row in rows:
         r = row.result
         grouped.setdefault((r.target, r.task, r.workload.key), []).append(row)
-        tasks.setdefault((r.target, r.task), len(tasks))
+    for row in sorted(rows, key=lambda r: r.generated):  # trials that failed are recorded before any timing
+        tasks.setdefault((row.result.target, row.result.task), len(tasks))
     cells = [
         Cell(target, task, members[0].result.workload, tuple(members))
         for (target, task, _), members in grouped.items()
@@ -262,23 +269,6 @@ def shape_order(w: WorkloadRecord) -> tuple[str | int | tuple[tuple[str, float],
     return (dtype, w.dtype, *shape)
 
 
-def _read_lines(path: Path, parse: Callable[[str], T], skipped: list[SkippedLine]) -> list[tuple[int, T]]:
-    if not path.is_file():
-        return []
-    read: list[tuple[int, T]] = []
-    lines = path.read_bytes().split(b"\n")
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
-        torn = number == len(lines)  # a complete line ends in a newline
-        try:
-            read.append((number, parse(raw.decode("utf-8"))))
-        except (RecordError, ValueError) as error:
-            why = "torn last line: writing it was cut off" if torn else _first_line(error)
-            skipped.append(SkippedLine(path.name, number, why))
-    return read
-
-
 def _read_environments(path: Path, skipped: list[SkippedLine]) -> dict[str, Environment]:
     if not path.is_file():
         return {}
@@ -286,10 +276,5 @@ def _read_environments(path: Path, skipped: list[SkippedLine]) -> dict[str, Envi
         data = json.loads(path.read_text(encoding="utf-8"))
         return {digest: Environment.model_validate(value) for digest, value in data.items()}
     except (ValueError, AttributeError) as error:
-        skipped.append(SkippedLine(path.name, 1, _first_line(error)))
+        skipped.append(SkippedLine(path.name, 1, first_line(error)))
         return {}
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines[:3]) or type(error).__name__

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 
 from reports import surroundings
@@ -13,6 +12,9 @@ from reports.conditions import noise_floor, telemetry, time_spent
 from reports.dataset import Cell, Dataset, Row
 from reports.figures import FAILED_SPEEDUP, Speedup, best_baseline, headlines, speedup
 from reports.funnel import failures, funnel, skips
+from reports.generated import Generated
+from reports.generation_export import generation_object
+from reports.samples import best_of_samples, by_maker
 
 Value = str | int | float | bool | None
 
@@ -61,6 +63,9 @@ COLUMNS = (
     "candidate_sha256",
     "record",
     "line",
+    "model",
+    "sample",
+    "trial",
 )
 
 
@@ -103,6 +108,9 @@ def _line(cell: Cell, row: Row, best: Row | None) -> dict[str, Value]:
         "candidate_sha256": c.sha256,
         "record": r.id,
         "line": row.line,
+        "model": c.model,
+        "sample": c.sample if c.trial else None,
+        "trial": c.trial,
         "best_baseline": best.contender if best else None,
     }
     m = r.measurement
@@ -138,13 +146,14 @@ def _line(cell: Cell, row: Row, best: Row | None) -> dict[str, Value]:
 
 def json_text(dataset: Dataset) -> str:
     """Everything derived, with full record ids; the records themselves stay in results.jsonl."""
-    data: Mapping[str, object] = {
+    counts = by_maker(dataset)
+    data: dict[str, object] = {
         "format": "attnbench-report-1",
         "run": dataset.name,
         "what": surroundings.lead(dataset),
         "warnings": surroundings.warnings(dataset),
         "failed_speedup": FAILED_SPEEDUP,
-        "headline": [asdict(h) for h in headlines(dataset)],
+        "headline": [asdict(h) for h in headlines(best_of_samples(dataset))],
         "cells": [_cell(cell) for cell in dataset.cells],
         "funnel": {
             kind: [
@@ -157,8 +166,8 @@ def json_text(dataset: Dataset) -> str:
                 for f in rows
             ]
             for kind, rows in (
-                ("candidates", funnel(dataset, "candidate")),
-                ("baselines", funnel(dataset, "baseline")),
+                ("candidates", funnel(counts, "candidate")),
+                ("baselines", funnel(counts, "baseline")),
             )
         },
         "verdicts_other_than_ok": [
@@ -173,11 +182,13 @@ def json_text(dataset: Dataset) -> str:
             for e in (*failures(dataset), *skips(dataset))
         ],
         "noise_floor": [asdict(n) | {"worst": _reference(n.worst)} for n in noise_floor(dataset)],
-        "telemetry": [asdict(t) | {"row": _reference(t.row)} for t in telemetry(dataset)],
+        "telemetry": [asdict(t) | {"row": _reference(t.row)} for t in telemetry(counts)],
         "time": asdict(spent) if (spent := time_spent(dataset)) else None,
         "environments": {d: e.model_dump(mode="json") for d, e in dataset.environments.items()},
         "unread": [asdict(s) for s in dataset.skipped],
     }
+    if dataset.endings:
+        data["generation"] = generation_object(Generated(dataset))
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from harness.records import Verdict
+from harness.records import Measurement, Verdict
 from reports.dataset import Cell, Dataset, Row
 
 # What a failed cell is worth in "geomean with failures counted": a tenth of the best baseline.
@@ -92,26 +92,43 @@ def geomean_estimate(values: Sequence[Estimate]) -> Estimate:
     )
 
 
-def compose(cell: Cell, candidate: Row, baseline: Row) -> tuple[Estimate, bool] | None:
-    """Speedup of `candidate` over `baseline`, and whether it is paired; None where one is not measured.
+def compose(cell: Cell, ours: Row, theirs: Row) -> tuple[Estimate, bool] | None:
+    """Speedup of `ours` over `theirs`, and whether it is paired; None where one is not measured.
 
-    Every measured row is an edge from the contender to its anchor; the shortest way between
-    the two is multiplied up. With one common anchor this is ratio_c / ratio_b. Without a way
-    (different anchors that nothing links, or different environments) the quotient of median
-    device times is given and flagged not paired; its interval is the p10-p90 spread of both.
+    Either may be a baseline or a candidate. Every measured row is an edge from the contender to
+    its anchor; the shortest way between the two is multiplied up. With one common anchor this is
+    ratio_ours / ratio_theirs. Without a way (different anchors that nothing links, or different
+    environments) the quotient of median device times is given and flagged not paired; its
+    interval is the p10-p90 spread of both.
     """
-    ours, theirs = candidate.measured, baseline.measured
-    if ours is None or theirs is None:
+    if ours.measured is None or theirs.measured is None:
         return None
-    if candidate.result.id == baseline.result.id:
+    if ours.result.id == theirs.result.id:
         return ONE, True
-    path = _path(cell, candidate, baseline)
+    path = _common_anchor(ours, theirs) or _path(cell, ours, theirs)
     if path is not None:
         return product(path), True
-    a, b = ours.device_time, theirs.device_time
-    spread_c = Estimate(1 / a.median_ms, 1 / max(a.p90_ms, a.median_ms), 1 / min(a.p10_ms, a.median_ms))
+    a, b = ours.measured.device_time, theirs.measured.device_time
+    spread_a = Estimate(1 / a.median_ms, 1 / max(a.p90_ms, a.median_ms), 1 / min(a.p10_ms, a.median_ms))
     spread_b = Estimate(b.median_ms, min(b.p10_ms, b.median_ms), max(b.p90_ms, b.median_ms))
-    return product([spread_c, spread_b]), False
+    return product([spread_a, spread_b]), False
+
+
+def _common_anchor(start: Row, goal: Row) -> list[Estimate] | None:
+    """The way over an anchor that both have, the shortest there can be; None where it differs."""
+    first, last = start.measured, goal.measured
+    if first is None or last is None or start.result.environment != goal.result.environment:
+        return None
+    if first.ratio.anchor != last.ratio.anchor:
+        return None
+    anchor = f"baseline {first.ratio.anchor}"
+    there = [] if _node(start) == anchor else [_ratio(first)]
+    back = [] if _node(goal) == anchor else [_ratio(last).inverse]
+    return there + back
+
+
+def _ratio(m: Measurement) -> Estimate:
+    return Estimate(m.ratio.median, m.ratio.low, m.ratio.high)
 
 
 def _path(cell: Cell, start: Row, goal: Row) -> list[Estimate] | None:
@@ -124,7 +141,7 @@ def _path(cell: Cell, start: Row, goal: Row) -> list[Estimate] | None:
         node, anchor = _node(row), f"baseline {m.ratio.anchor}"
         if node == anchor:
             continue  # an anchor beside itself is its own duplicate: 1 by definition
-        ratio = Estimate(m.ratio.median, m.ratio.low, m.ratio.high)
+        ratio = _ratio(m)
         edges.setdefault(node, []).append((anchor, ratio))
         edges.setdefault(anchor, []).append((node, ratio.inverse))
     if start.result.environment != goal.result.environment:
@@ -146,13 +163,18 @@ def _node(row: Row) -> str:
     return f"{row.result.candidate.kind} {row.contender}"
 
 
-def best_baseline(cell: Cell) -> Row | None:
-    """The fastest measured baseline of a cell: the denominator of its headline; None if none was measured."""
-    measured = [r for r in cell.baselines if r.measured is not None]
+def fastest(cell: Cell, rows: Iterable[Row]) -> Row | None:
+    """The fastest measured of these rows of a cell, by paired ratios; None if none was measured."""
+    measured = [r for r in rows if r.measured is not None]
     if not measured:
         return None
     speedups = [(compose(cell, r, measured[0]), r) for r in measured]
     return max(((s[0].median, r) for s, r in speedups if s is not None), key=lambda pair: pair[0])[1]
+
+
+def best_baseline(cell: Cell) -> Row | None:
+    """The fastest measured baseline of a cell: the denominator of its headline; None if none was measured."""
+    return fastest(cell, cell.baselines)
 
 
 def speedup(cell: Cell, candidate: Row, baseline: Row | None = None) -> Speedup | None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.records import Check
-from reports import surroundings, text
+from reports import stories, surroundings, text
 from reports.dataset import Contender, Dataset, Row
 from reports.figures import FAILED_SPEEDUP, headlines
+from reports.generated import Generated
 from reports.plots import for_page
+from reports.samples import best_of_samples
 from reports.sections import headline_sentence
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -58,17 +60,23 @@ def html(dataset: Dataset, plots: Mapping[tuple[str, str], Sequence[str]]) -> st
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    told = stories.stories(Generated(dataset))
+    styles = ["report.css", *(["stories.css"] if told else [])]
     return environment.get_template("report.html.j2").render(
         dataset=dataset,
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        style="".join((TEMPLATES / name).read_text(encoding="utf-8") for name in styles),
         lead=surroundings.lead(dataset),
         warnings=surroundings.warnings(dataset),
-        cards=cards(dataset),
+        cards=cards(best_of_samples(dataset)),
         sections=surroundings.all_sections(dataset),
         plots={group: [for_page(svg) for svg in svgs] for group, svgs in plots.items()},
         details=[detail(row) for row in sorted(dataset.rows, key=lambda r: r.line)],
         sources=sources(dataset),
         anchor=anchor,
+        stories=told,
+        told={story.trial for story in told},
+        story_anchor=stories.anchor,
+        text_limit=stories.TEXT_LIMIT,
     )
 
 
@@ -112,6 +120,9 @@ def detail(row: Row) -> Detail:
     ]
     if r.reason:
         facts.insert(0, ("reason", r.reason))
+    if r.candidate.trial:
+        maker = f"{r.candidate.method}, {r.candidate.model}, sample {r.candidate.sample}"
+        facts.append(("made by", f"{maker}, trial {r.candidate.trial}"))
     if m is not None:
         d, ratio = m.device_time, m.ratio
         facts += [

@@ -109,7 +109,7 @@ def panel_svg(panel: Panel, look: dict[str, Look]) -> str:
         positions = [c.workload.seq_k for c in panel.cells]
         if len(set(positions)) == len(positions) > 1:
             _draw_lines(axes, panel, contenders, look)
-            figure.legend(loc="outside lower center", ncols=min(3, len(contenders)))
+            figure.legend(loc="outside lower center", ncols=_legend_columns(panel, contenders))
         else:
             _draw_bars(axes, panel, contenders, look)
         absent = _absent(panel, contenders)
@@ -121,6 +121,13 @@ def panel_svg(panel: Panel, look: dict[str, Look]) -> str:
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     return _own_ids(stream.getvalue(), panel.slug)
+
+
+def _legend_columns(panel: Panel, names: Sequence[str]) -> int:
+    """Three fit under a panel; of the long names of generated kernels two, of the longest one."""
+    longest = max(map(len, names))
+    generated = any(r.generated for c in panel.cells for r in c.rows)
+    return min(3 if not generated else 2 if longest <= 34 else 1, len(names))
 
 
 def _measured(cell: Cell, contender: str) -> Measurement | None:

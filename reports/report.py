@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reports import export, latex, markdown, page, plots
 from reports.dataset import load_run
+from reports.samples import best_of_samples
 
 REPORT_FOLDER = "report"
 
@@ -18,14 +19,15 @@ def render(run: Path, out: Path | None = None) -> list[Path]:
     plots/*.svg. The same records give the same bytes. Raises RunError if `run` is no run.
     """
     dataset = load_run(run)
+    shown = best_of_samples(dataset)
     out = out or run / REPORT_FOLDER
     (out / "plots").mkdir(parents=True, exist_ok=True)
-    look = plots.looks(dataset)
+    look = plots.looks(shown)
     figures: dict[tuple[str, str], list[str]] = {}
     names: dict[tuple[str, str], list[str]] = {}
     written = []
-    for group in dataset.groups:
-        for panel in plots.panels(dataset, *group):
+    for group in shown.groups:
+        for panel in plots.panels(shown, *group):
             svg = plots.panel_svg(panel, look)
             name = f"plots/{panel.slug}.svg"
             figures.setdefault(group, []).append(svg)
@@ -36,7 +38,7 @@ def render(run: Path, out: Path | None = None) -> list[Path]:
         _write(out / "report.md", markdown.markdown(dataset, names)),
         _write(out / "report.csv", export.csv_text(dataset)),
         _write(out / "report.json", export.json_text(dataset)),
-        _write(out / "table.tex", latex.latex(dataset)),
+        _write(out / "table.tex", latex.latex(shown)),
         *written,
     ]
 

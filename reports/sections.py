@@ -11,7 +11,6 @@ from itertools import groupby
 
 from harness.records import FUNNEL, Verdict
 from reports import text
-from reports.conditions import noise_floor
 from reports.dataset import Cell, Dataset, Row
 from reports.figures import FAILED_SPEEDUP, Headline, Speedup, Standing, best_baseline, headlines, speedup
 from reports.funnel import Ending, failures, funnel, skips
@@ -19,11 +18,12 @@ from reports.funnel import Ending, failures, funnel, skips
 
 @dataclass(frozen=True)
 class Entry:
-    """One table entry: its text, the record behind it, and how it stands out."""
+    """One table entry: its text, the record or the trial behind it, and how it stands out."""
 
     text: str
     row: Row | None = None
     style: str = ""  # "", best, good, bad, muted
+    trial: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,13 @@ class Section:
     tables: tuple[Table, ...] = ()
     plots_of: tuple[str, str] | None = None
     verbatim: str = ""
+
+
+SAMPLES_NOTE = (
+    "Best of n: in each cell the fastest of n samples of a method and its models, chosen by this same "
+    "measurement. It is what one gets who measures n kernels; what one sample gives stands under Generation, "
+    "each sample under Speedup against each baseline."
+)
 
 
 def headline_section(dataset: Dataset) -> Section:
@@ -145,9 +152,10 @@ def comparison_section(dataset: Dataset, target: str, task: str) -> Section:
         f"{text.unit(target)} at the median device time (useful operations over visible pairs only), more is "
         "better. Bold: best baseline of the cell. A word instead of a figure is the verdict."
     )
+    notes = (note, SAMPLES_NOTE) if any(r.generated for c in cells for r in c.rows) else (note,)
     title = dataset.group_title(target, task)
     table = Table(columns, tuple(lines))
-    return Section(f"task-{_slug(title)}", title, (note,), (), (table,), (target, task))
+    return Section(f"task-{_slug(title)}", title, notes, (), (table,), (target, task))
 
 
 def _rate_entry(cell: Cell, contender: str, best: Row | None) -> Entry:
@@ -182,11 +190,15 @@ def _standing_style(standing: Standing) -> str:
 def speedup_section(dataset: Dataset) -> Section:
     """Each measured candidate against every measured baseline, cell by cell."""
     tables = []
+    generated = {r.contender for r in dataset.rows if r.generated}
     for target, task in dataset.groups:
         cells = dataset.cells_of(target, task)
         present = {r.contender for c in cells for r in c.rows}
         baselines = [c.label for c in dataset.baselines if c.label in present]
+        measured = {r.contender for c in cells for r in c.rows if r.measured}
         for candidate in (c.label for c in dataset.candidates if c.label in present):
+            if candidate in generated and candidate not in measured:
+                continue  # one verdict on every line
             columns = (
                 Column("length"),
                 Column("vs best [95 %]", True),
@@ -208,6 +220,7 @@ def speedup_section(dataset: Dataset) -> Section:
         "the two sessions; quotient of median device times, with the p10-p90 spread of both for an interval.",
         "Standing: faster or slower only where the whole interval is beyond the noise floor of the sessions; "
         "same where it lies within 1 % of 1; else unclear.",
+        *(["A sample without a measured cell on a task has no table there."] if generated else []),
     )
     return Section("speedups", "Speedup against each baseline", notes if tables else (), (), tuple(tables))
 
@@ -259,6 +272,8 @@ def funnel_section(dataset: Dataset) -> Section:
         "How many trials completed each stage: generated, built, ran, correct, clean (no cheating, no "
         "library dispatch), measured. Skipped and infra results are in no rate."
     )
+    if dataset.endings:
+        note += " Here a kernel counts once for each workload, under Generation once for each trial."
     return Section("funnel", "Funnel", (note,), (), tuple(tables))
 
 
@@ -307,36 +322,6 @@ def _endings_table(found: Iterable[Ending], who: str) -> Table:
         for e in found
     )
     return Table(columns, lines)
-
-
-def noise_section(dataset: Dataset) -> Section:
-    found = noise_floor(dataset)
-    if not found:
-        return Section("noise", "Noise floor", ("No duplicate baseline was timed in this run.",))
-    columns = (
-        Column("task"),
-        Column("sessions", True),
-        Column("within 0.2 %", True),
-        Column("within 0.5 %", True),
-        Column("median deviation", True),
-        Column("worst", True),
-    )
-    lines = tuple(
-        (
-            Entry(n.scope),
-            Entry(str(n.sessions)),
-            Entry(text.share(n.within_02)),
-            Entry(text.share(n.within_05)),
-            Entry(text.percent(n.median_deviation)),
-            Entry(text.percent(n.worst_deviation), n.worst),
-        )
-        for n in found
-    )
-    note = (
-        "In every session the anchor baseline is timed beside a duplicate of itself; their ratio should be "
-        "1. Its distance from 1 is what the machine adds: differences smaller than that mean nothing."
-    )
-    return Section("noise", "Noise floor", (note,), (), (Table(columns, lines),))
 
 
 def _slug(title: str) -> str:

@@ -1,24 +1,30 @@
-"""Owns the sections about the run itself: environment, telemetry, time spent, lines that were not read."""
+"""Owns the sections about the run itself: noise, environment, telemetry, time spent, lines not read."""
 
 from __future__ import annotations
 
 from reports import sections, text
-from reports.conditions import Clocks, money_spent, stopping, telemetry, time_spent
+from reports.conditions import Clocks, money_spent, noise_floor, stopping, telemetry, time_spent
 from reports.dataset import Dataset
+from reports.generated import Generated
+from reports.generation import unfinished
+from reports.generation_sections import generation_sections
+from reports.samples import best_of_samples, by_maker, makers
 from reports.sections import Column, Entry, Section, Table
 
 
 def all_sections(dataset: Dataset) -> list[Section]:
     """The whole report in reading order."""
+    best, counts = best_of_samples(dataset), by_maker(dataset)
     return [
-        sections.headline_section(dataset),
-        *(sections.comparison_section(dataset, *group) for group in dataset.groups),
-        sections.funnel_section(dataset),
+        sections.headline_section(best),
+        *(sections.comparison_section(best, *group) for group in best.groups),
+        *generation_sections(Generated(dataset)),
+        sections.funnel_section(counts),
         sections.failures_section(dataset),
         sections.skips_section(dataset),
         sections.speedup_section(dataset),
-        sections.noise_section(dataset),
-        telemetry_section(dataset),
+        noise_section(dataset),
+        telemetry_section(counts),
         time_section(dataset),
         environment_section(dataset),
         experiment_section(dataset),
@@ -33,10 +39,15 @@ def lead(dataset: Dataset) -> str:
     span = "" if not when else f", recorded {when[0]}" + (f" to {when[-1]}" if when[-1] != when[0] else "")
     protocols = ", ".join(dict.fromkeys(r.result.identity.protocol for r in dataset.rows))
     versions = ", ".join(dict.fromkeys(r.result.identity.harness for r in dataset.rows))
+    trials = ""
+    if dataset.endings:
+        methods = ", ".join(dict.fromkeys(m.method for m in makers(dataset)))
+        models = ", ".join(dict.fromkeys(m.model for m in makers(dataset)))
+        trials = f" {text.number(len(dataset.endings), 'trial')} of {models} ({methods});"
     return (
         f"{', '.join(dataset.devices) or 'no device'} (target {', '.join(dataset.targets) or 'unknown'}): "
         f"{len(dataset.candidates)} candidates and {len(dataset.baselines)} human baselines on "
-        f"{len(dataset.cells)} workloads of {tasks}; {len(dataset.rows)} results{span}; "
+        f"{len(dataset.cells)} workloads of {tasks};{trials} {len(dataset.rows)} results{span}; "
         f"attnbench {versions or 'unknown'}, protocol {protocols or 'unknown'}."
     )
 
@@ -53,10 +64,45 @@ def warnings(dataset: Dataset) -> list[str]:
         found.append(
             f"The run spans {len(dataset.environments)} environments; speedups across them are not paired."
         )
+    waiting = unfinished(dataset)
+    if waiting:
+        found.append(
+            f"{text.number(waiting, 'trial')} of models began and did not end. Resume the run for them."
+        )
     interrupted = sum(s.interrupted for s in dataset.summaries)
     if interrupted and dataset.summaries[-1].interrupted:
         found.append("The last invocation was interrupted: this run may be incomplete. Resume it to finish.")
     return found
+
+
+def noise_section(dataset: Dataset) -> Section:
+    found = noise_floor(dataset)
+    if not found:
+        return Section("noise", "Noise floor", ("No duplicate baseline was timed in this run.",))
+    columns = (
+        Column("task"),
+        Column("sessions", True),
+        Column("within 0.2 %", True),
+        Column("within 0.5 %", True),
+        Column("median deviation", True),
+        Column("worst", True),
+    )
+    lines = tuple(
+        (
+            Entry(n.scope),
+            Entry(str(n.sessions)),
+            Entry(text.share(n.within_02)),
+            Entry(text.share(n.within_05)),
+            Entry(text.percent(n.median_deviation)),
+            Entry(text.percent(n.worst_deviation), n.worst),
+        )
+        for n in found
+    )
+    note = (
+        "In every session the anchor baseline is timed beside a duplicate of itself; their ratio should be "
+        "1. Its distance from 1 is what the machine adds: differences smaller than that mean nothing."
+    )
+    return Section("noise", "Noise floor", (note,), (), (Table(columns, lines),))
 
 
 def telemetry_section(dataset: Dataset) -> Section:

@@ -17,6 +17,9 @@ from reports.conditions import noise_floor
 from reports.dataset import Cell, Dataset, Row
 from reports.figures import Standing, best_baseline, geomean, headlines, speedup
 from reports.funnel import Ending, failures, funnel, skips
+from reports.generated import Generated
+from reports.generation_tables import generation_tables
+from reports.samples import best_of_samples, by_maker
 from reports.sections import headline_sentence
 
 _RATE = 7  # least width of a throughput column: '1234.5' and its mark
@@ -35,8 +38,9 @@ class RunTables:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
-        for group in self.dataset.groups:
-            yield comparison_table(self.dataset, *group, width)
+        best = best_of_samples(self.dataset)
+        for group in best.groups:
+            yield comparison_table(best, *group, width)
         yield from summary_tables(self.dataset)
 
 
@@ -70,7 +74,8 @@ def choose_columns(
 
     ranked = sorted(baselines, key=rank, reverse=True)
     free = width - _LENGTH
-    shown = candidates[: max(1, free // (_SPEEDUP + _PADDING))]
+    kept = _width(ranked[0]) if ranked else 0  # of the baseline that most speedups are over
+    shown = candidates[: max(1, (free - kept) // (_SPEEDUP + _PADDING))]
     free -= len(shown) * (_SPEEDUP + _PADDING)
     rates_of_candidates = sum(_width(name) for name in shown)
     with_rates = bool(shown) and free - rates_of_candidates >= sum(_width(name) for name in ranked[:2])
@@ -169,7 +174,8 @@ def _against(cell: Cell, candidate: str) -> Text:
 def summary_tables(dataset: Dataset) -> list[RenderableType]:
     """Funnel, verdicts with reasons, skips, noise floor, and the headline last, where the eye ends."""
     parts: list[RenderableType] = []
-    rows = funnel(dataset, "candidate")
+    generated = {r.contender for r in dataset.rows if r.generated}
+    rows = [f for f in funnel(dataset, "candidate") if f.contender.label not in generated]
     if rows:
         table = Table(
             title="funnel",
@@ -185,7 +191,9 @@ def summary_tables(dataset: Dataset) -> list[RenderableType]:
         for f in rows:
             table.add_row(f.contender.label, *(str(f.reached[stage]) for stage in FUNNEL))
         parts += [table, Text()]
-    parts += _reasons([*failures(dataset), *skips(dataset)])
+    parts += generation_tables(Generated(dataset))
+    own = [e for e in failures(dataset) if e.contender not in generated]
+    parts += [*_reasons_of_makers(dataset), *_reasons([*own, *skips(dataset)])]
     noise = noise_floor(dataset)
     if noise:
         n = noise[-1]
@@ -195,7 +203,8 @@ def summary_tables(dataset: Dataset) -> list[RenderableType]:
                 f"{text.share(n.within_05)} within 0.5 %, worst {text.percent(n.worst_deviation)}"
             )
         )
-    overall = [h for h in headlines(dataset) if len(dataset.groups) == 1 or h.scope == "overall"]
+    found = headlines(best_of_samples(dataset))
+    overall = [h for h in found if len(dataset.groups) == 1 or h.scope == "overall"]
     parts += [Text(headline_sentence(h), "bold") for h in overall]
     return parts
 
@@ -205,13 +214,37 @@ def _reasons(found: list[Ending]) -> list[RenderableType]:
     merged: dict[tuple[Verdict, str, str], list[str]] = {}
     for e in found:
         merged.setdefault((e.verdict, e.contender, e.reason), []).append(f"{e.scope} {len(e.rows)}/{e.tried}")
-    return [
-        Text.assemble(
-            (verdict.value, "dim" if verdict in _APART else "red"),
-            f" {contender} ({', '.join(where)}): {reason}",
+    return [_reason(verdict, who, where, why) for (verdict, who, why), where in merged.items()]
+
+
+def _reason(verdict: Verdict, contender: str, where: list[str], why: str) -> Text:
+    return Text.assemble(
+        (verdict.value, "dim" if verdict in _APART else "red"), f" {contender} ({', '.join(where)}): {why}"
+    )
+
+
+def _reasons_of_makers(dataset: Dataset) -> list[RenderableType]:
+    """One line for each verdict of a method and its models, over all samples and tasks."""
+    counts = by_maker(dataset)
+    generated = {r.contender for r in counts.rows if r.generated}
+    merged: dict[tuple[Verdict, str], list[Ending]] = {}
+    for e in failures(counts):
+        if e.contender in generated:
+            merged.setdefault((e.verdict, e.contender), []).append(e)
+    lines: list[RenderableType] = []
+    for (verdict, contender), found in merged.items():
+        scopes = dict.fromkeys(e.scope for e in found)
+        where = [
+            f"{scope} {sum(len(e.rows) for e in found if e.scope == scope)}/"
+            f"{next(e.tried for e in found if e.scope == scope)}"
+            for scope in scopes
+        ]
+        reasons = dict.fromkeys(e.reason for e in found)
+        why = (
+            next(iter(reasons)) if len(reasons) == 1 else f"{len(reasons)} different reasons, see the report"
         )
-        for (verdict, contender, reason), where in merged.items()
-    ]
+        lines.append(_reason(verdict, contender, where, why))
+    return lines
 
 
 def _joints(name: str) -> list[str]:

@@ -109,3 +109,26 @@ def _caveat(result: Result, m: Measurement) -> str:
     if result.verdict is not Verdict.OK:
         return f"; not counted: {result.verdict}"
     return "; screened: few samples, far from the front" if m.ratio.stopped == "screened" else ""
+
+
+def number(n: int, noun: str) -> str:
+    """'1 cell', '3 cells'."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def minutes(seconds: float, at_least: bool = False) -> str:
+    """Minutes with one decimal, without the unit: '12.3', or 'at least 12.3'."""
+    return f"{'at least ' if at_least else ''}{seconds / 60:.1f}"
+
+
+def tokens(count: float, estimated: bool) -> str:
+    """'12,345'; '~12,345' where some of them were not reported but estimated."""
+    return f"{'~' if estimated else ''}{count:,.0f}"
+
+
+def usd(value: float, *, unpriced: int, of: int) -> str:
+    """Dollars without the sign: 'at least' where some of `of` trials have no price, words where none has."""
+    if unpriced >= of:
+        return "no price known"
+    said = f"{value:.2f}" if value >= 1 or value == 0 else f"{value:.2g}"
+    return f"at least {said}" if unpriced else said

@@ -128,7 +128,7 @@ def run(
 
 
 def test_every_trial_ends_with_a_kernel_where_all_goes_well(tmp_path: Path) -> None:
-    made, book = run(tmp_path / "run", Fake(good))
+    made, _ = run(tmp_path / "run", Fake(good))
     assert made.complete and len(made.endings) == 2 * 3 * 2
     assert all(e.verdict is None and e.candidate for e in made.endings.values())
     for e in made.endings.values():
@@ -191,7 +191,7 @@ def test_wrong_kernels_end_with_the_last_verdict_when_the_verifications_are_used
             return Reply(False, "does not import", Verdict.BUILD_ERROR)
         return Reply(True)
 
-    made, book = run(tmp_path / "run", Fake(good), judge)
+    made, _ = run(tmp_path / "run", Fake(good), judge)
     for e in made.endings.values():
         assert e.verdict is Verdict.BUILD_ERROR
         assert "does not import" in e.reason and "3 verifications" in e.reason
@@ -294,8 +294,8 @@ def test_a_torn_line_of_a_story_is_told_again(tmp_path: Path, file: str, cut: in
     (path / file).write_bytes(whole[:-cut])
     client = Fake(good)
     if file == "transcripts.jsonl":  # its answer is gone with it, though a step names it
+        drop_endings(path)
         with pytest.raises(StoreError, match="lacks the answer"):
-            drop_endings(path)
             run(path, client, resume=True)
         return
     made, _ = run(path, client, resume=True)
@@ -329,7 +329,7 @@ def test_the_fastest_right_kernel_of_a_refinement_is_handed_on(tmp_path: Path) -
         return Completion(KERNEL.replace("pass", f"version = {number}"), latency_s=1.0)
 
     given = experiment(methods=["vanilla"], tasks=["mha_causal"], samples=1, refine={"rounds": 2})
-    made, book = run(tmp_path / "run", Fake(versions), judge, given=given)
+    made, _ = run(tmp_path / "run", Fake(versions), judge, given=given)
     (ending,) = made.endings.values()
     source = (tmp_path / "run" / "artifacts" / ending.candidate / "attention.py").read_text()
     assert "version = 2" in source

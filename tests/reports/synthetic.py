@@ -29,6 +29,9 @@ SOURCE = "import torch\n\n\ndef attention(q, k, v, out, *, scale):\n    ...  # <
 PEAK = {"h100": 989.4}
 REASONS = {
     Verdict.SKIPPED: "flash-attn is not installed: pip install flash-attn",
+    Verdict.INTEGRITY: "it wrote into its inputs",
+    Verdict.NO_CODE: "no answer held a kernel",
+    Verdict.CRASH: "the worker ended with signal 11 in the first call",
     Verdict.BUILD_ERROR: "kernel.py, line 12: tl.dot needs an inner size of at least 16, got 8",
     Verdict.TIMEOUT: "one call ran longer than 30 s",
     Verdict.WRONG_NUMERICS: "max error 0.31 where 0.0042 is allowed, batch 0, head 3, rows 64-127",
@@ -194,7 +197,8 @@ def result(
         candidate=who.sha256,
         target=env.target,
         harness="0.1.0",
-        sample=sample,
+        sample=sample or who.sample,
+        trial=who.trial,
     )
     wrong = verdict is Verdict.WRONG_NUMERICS
     checks = (check(w, not wrong),)

@@ -18,6 +18,7 @@ from reports.figures import (
     Standing,
     best_baseline,
     compose,
+    fastest,
     geomean,
     geomean_estimate,
     headline,
@@ -89,6 +90,25 @@ def test_different_anchors_compose_through_the_record_that_links_them() -> None:
     assert composed is not None
     assert composed[0].median == pytest.approx(1.1 / 1.5 / 0.5)
     assert composed[1]
+
+
+def test_two_candidates_compare_through_their_anchors() -> None:
+    cell = cell_of(
+        measured("a", "baseline", 400, synthetic.ratio("a", 1.0)),
+        measured("b", "baseline", 600, synthetic.ratio("a", 1.5)),
+        measured("mine", "candidate", 440, synthetic.ratio("a", 1.1)),
+        measured("yours", "candidate", 480, synthetic.ratio("b", 0.8)),
+        measured("theirs", "candidate", 200, synthetic.ratio("a", 0.5)),
+    )
+    rows = {r.contender: r for r in cell.rows}
+    near, far = compose(cell, rows["mine"], rows["theirs"]), compose(cell, rows["mine"], rows["yours"])
+    assert near is not None and near[1] and near[0].median == pytest.approx(1.1 / 0.5)
+    assert far is not None and far[1] and far[0].median == pytest.approx(1.1 / (0.8 * 1.5))
+    back = compose(cell, rows["yours"], rows["mine"])
+    assert back is not None
+    assert (back[0].low, back[0].high) == pytest.approx((1 / far[0].high, 1 / far[0].low))
+    best = fastest(cell, cell.candidates)
+    assert best is not None and best.contender == "yours"
 
 
 def test_without_a_link_device_times_are_divided_and_flagged() -> None:
