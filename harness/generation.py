@@ -206,7 +206,8 @@ class Generation:
                 todo.append(trial)
             elif isinstance(heard.error, ProviderError):
                 trial.failed_to_ask(str(heard.error))
-                self._end(trial, Verdict.INFRA, str(heard.error))
+                first, _, more = str(heard.error).partition("\n")  # all of it stands in the step
+                self._end(trial, Verdict.INFRA, first + (" (...)" if more else ""))
         if heard.exchange is None and not isinstance(heard.error, ProviderError):
             assert heard.error is not None
             raise heard.error
