@@ -130,6 +130,12 @@ def eval_(
     samples: Samples = None,
     out: Out = None,
     resume: Resume = False,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial", help="Measure what models have finished, though other trials wait for answers."
+        ),
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the inputs [fresh].")] = None,
     time_cap: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Sampling time of a cell.")
@@ -160,6 +166,7 @@ def eval_(
             time_cap,
             out,
             resume,
+            partial,
         )
     except KeyboardInterrupt:  # before the run began, or after it ended
         fail("interrupted", EXIT_INTERRUPTED)

@@ -91,6 +91,7 @@ def evaluate(
     time_cap: float | None,
     out: Path | None,
     resume: bool,
+    partial: bool = False,
 ) -> None:
     """Run an experiment into its directory and print the report."""
     experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, time_cap))
@@ -110,7 +111,7 @@ def evaluate(
             store.add_experiment(_as_toml(experiment))
             if store.dropped:
                 console.print("[yellow]the last line of the run was torn and is done again[/]")
-            whole = make_kernels(experiment, plan, known, prepared, store, bench, console)
+            whole = make_kernels(experiment, plan, known, prepared, store, bench, console, partial)
             with Watcher(console) as watcher:
                 return run_plan(whole, bench, store, watcher)
 

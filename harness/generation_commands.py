@@ -96,8 +96,12 @@ def make_kernels(
     store: Store,
     bench: Bench | None,
     console: Console,
+    partial: bool = False,
 ) -> Plan:
-    """The plan with the kernels that models and compilers made; raises Unfinished where some have to wait."""
+    """The plan with the kernels that models and compilers made.
+
+    Raises Unfinished where some have to wait, unless `partial`: then those that have ended go on alone.
+    """
     programs, not_run = program_candidates(experiment, known, store) if bench is not None else ([], [])
     wanted = prepared.wanted
     for line in (*not_run, *wanted.not_run):
@@ -114,9 +118,16 @@ def make_kernels(
             wanted.trials
         )
         write_pending(store.path / PENDING, made.pending)
-        if not made.complete:
+        if not made.complete and not partial:
             raise Unfinished(made)
-        ended = [(c, made.endings[c.id]) for c in _by_task(wanted.trials, experiment.tasks)]
+        if not made.complete:
+            left = len(wanted.trials) - len(made.endings)
+            console.print(f"[yellow]{left} of {len(wanted.trials)} trials have not ended and are left out[/]")
+        ended = [
+            (c, made.endings[c.id])
+            for c in _by_task(wanted.trials, experiment.tasks)
+            if c.id in made.endings
+        ]
         kernels = [workshop.kept(c, e.candidate, e.files) for c, e in ended if e.verdict is None]
         failed = [
             Ended(e, c.brief.name, book.last_verification(e)) for c, e in ended if e.verdict is not None
