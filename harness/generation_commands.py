@@ -14,9 +14,10 @@ from harness.assignments import Commission, Commissions, commissions
 from harness.bench import Bench
 from harness.exits import EXIT_PENDING, EXIT_USAGE, fail
 from harness.experiment import Ended, Experiment, ExperimentError, Plan
+from harness.generate.method import Ask
 from harness.generation import Generation, Made, exchange_of
 from harness.llm.budget import Caps, require_prices
-from harness.llm.client import Client, ProviderError
+from harness.llm.client import Client, ProviderError, Request
 from harness.llm.deferred import AnswersError, read_answers, read_pending, write_pending
 from harness.llm.prices import Prices, PricesError
 from harness.llm.providers import ModelError, make_client
@@ -45,10 +46,11 @@ def prices_of(experiment: Experiment) -> Prices:
     return Prices.read(Path(experiment.prices) if experiment.prices else None)
 
 
-def clients_of(experiment: Experiment, wanted: Commissions, source: str) -> dict[str, Client]:
+def clients_of(
+    experiment: Experiment, wanted: Commissions, recorded: Sequence[Exchange]
+) -> dict[str, Client]:
     """A client for each model; raises a typed error for a missing key or SDK only when it is asked."""
     specs = {str(m): m for c in wanted.trials for m in c.models}
-    recorded = _recorded(experiment, source) if any(m.provider == "replay" for m in specs.values()) else []
     prices = prices_of(experiment)
     for budget in (experiment.budget, experiment.run_budget):
         caps = Caps(tokens=budget.tokens, usd=budget.usd)
@@ -85,7 +87,33 @@ class Prepared:
 def prepare(experiment: Experiment, known: Mapping[str, Task], source: str) -> Prepared:
     """The trials and their clients; raises a typed error for models, prices or transcripts that are wrong."""
     wanted = commissions(experiment, known)
-    return Prepared(wanted, clients_of(experiment, wanted, source), prices_of(experiment))
+    replayed = any(m.provider == "replay" for c in wanted.trials for m in c.models)
+    recorded = _recorded(experiment, source) if replayed else []
+    clients = clients_of(experiment, wanted, recorded)
+    return Prepared(_answerable(experiment, wanted, recorded), clients, prices_of(experiment))
+
+
+def _answerable(experiment: Experiment, wanted: Commissions, recorded: Sequence[Exchange]) -> Commissions:
+    """Without the replayed trials whose first question has no recorded answer: those are not run."""
+    keys = {e.id for e in recorded}
+    kept: list[Commission] = []
+    missing: list[Commission] = []
+    for c in wanted.trials:
+        first = next(c.method.tell(c.brief))
+        assert isinstance(first, Ask)
+        request = Request(c.models[0].model, first.messages, experiment.asking.sampling, c.assignment.sample)
+        known = c.models[0].provider != "replay" or request.key in keys
+        (kept if known else missing).append(c)
+    if not missing:
+        return wanted
+    methods = ", ".join(dict.fromkeys(c.method.name for c in missing))
+    tasks = ", ".join(dict.fromkeys(c.assignment.task for c in missing))
+    line = (
+        f"not run: {len(missing)} trials ({methods} on {tasks}), since no answers to them are recorded. "
+        "These two lines run them:\n"
+        f"  export ANTHROPIC_API_KEY=...\n  attnbench eval {experiment.target} --model anthropic:MODEL"
+    )
+    return Commissions(tuple(kept), (*wanted.not_run, line))
 
 
 def make_kernels(
@@ -124,9 +152,7 @@ def make_kernels(
             left = len(wanted.trials) - len(made.endings)
             console.print(f"[yellow]{left} of {len(wanted.trials)} trials have not ended and are left out[/]")
         ended = [
-            (c, made.endings[c.id])
-            for c in _by_task(wanted.trials, experiment.tasks)
-            if c.id in made.endings
+            (c, made.endings[c.id]) for c in _by_task(wanted.trials, experiment.tasks) if c.id in made.endings
         ]
         kernels = [workshop.kept(c, e.candidate, e.files) for c, e in ended if e.verdict is None]
         failed = [

@@ -78,6 +78,7 @@ _LAST_STAGE: Mapping[Verdict, Stage] = {
     Verdict.INFRA: Stage.PLANNED,
 }
 
+
 def stage_of(verdict: Verdict) -> Stage:
     """The last stage of the funnel that a trial with this verdict completed."""
     return _LAST_STAGE[verdict]

@@ -75,7 +75,7 @@ def test_a_backend_that_is_not_timed_there_is_refused() -> None:
 def test_a_gpus_experiment_without_a_model_runs_the_rest_and_says_what_would_run_it(
     target: str, tmp_path: Path
 ) -> None:
-    experiment = read_experiment(target)
+    experiment = read_experiment(target, {"models": []})
     found = commissions(experiment, KNOWN)
     assert not found.trials and len(found.not_run) == 1
     with Store(tmp_path / "run", resume=False) as store:

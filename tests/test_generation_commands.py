@@ -242,6 +242,27 @@ def test_wrong_words_get_a_sentence_and_the_way_out(ground: Path) -> None:
     assert not (ground / "run").exists()  # a mistake leaves nothing behind
 
 
+def test_what_nobody_recorded_is_not_run_and_says_how_it_would_be(ground: Path) -> None:
+    from harness.experiment import read_experiment
+    from harness.generation import exchange_of
+    from harness.generation_commands import prepare
+    from harness.llm.client import Completion
+    from harness.llm.deferred import read_pending
+    from harness.llm.prices import Prices
+    from tasks import discover
+
+    code, said = run(ground, *asking(ground, "generate", experiment(ground, model="deferred:m")))
+    assert code == 75, said
+    first, *_ = read_pending(ground / "run" / "pending.jsonl").values()
+    told = exchange_of(first, "deferred", Completion(RIGHT), Prices.read(None))
+    (ground / "transcripts.jsonl").write_text(told.model_dump_json() + "\n")
+    replay = read_experiment(str(experiment(ground, model="replay:m")), {"transcripts": [str(ground)]})
+    prepared = prepare(replay, discover(ground / "my_tasks"), "x")
+    assert len(prepared.wanted.trials) == 1
+    (line,) = prepared.wanted.not_run
+    assert "3 trials" in line and "export ANTHROPIC_API_KEY" in line and "--model" in line
+
+
 def test_a_missing_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.llm.client import Message, ProviderError, Request
     from harness.llm.providers import Asking, ProviderSettings, make_client, parse_model
