@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,8 +83,6 @@ def test_a_right_kernel_passes_and_is_kept(do, tmp_path: Path) -> None:  # type:
     ("source", "verdict", "says"),
     [
         ("import nothing_of_this_name\n", Verdict.BUILD_ERROR, "nothing_of_this_name"),
-        ("def attention(q, k, v, out, *, scale:\n", Verdict.BUILD_ERROR, "SyntaxError"),
-        ("def attention(q, k, v, out, *, scale):\n    raise KeyError('x')\n", Verdict.CRASH, "KeyError"),
         (
             "def attention(q, k, v, out, *, scale):\n    out.zero_()\n",
             Verdict.WRONG_NUMERICS,
@@ -102,24 +99,11 @@ def test_a_wrong_kernel_gets_its_verdict_and_the_model_is_told_why(do, source, v
         assert done.verification is not None and not done.verification.passed
 
 
-def test_a_kernel_that_hangs_is_killed_and_the_next_one_is_tried(do, bench, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(bench, "limits", dataclasses.replace(bench.limits, first_call_s=3.0))
-    hang = "def attention(q, k, v, out, *, scale):\n    while True:\n        pass\n"
-    done = do(Try("kernel", {"attention.py": hang}))
-    assert done.reply.verdict is Verdict.TIMEOUT
-    assert do(Try("kernel", {"attention.py": GOOD})).reply.passed
-
-
 def test_a_traceback_is_told_from_the_kernels_own_line_on_without_folders(do) -> None:  # type: ignore[no-untyped-def]
     source = "import torch\n\n\ndef attention(q, k, v, out, *, scale):\n    torch.softmax(q)\n"
     told = do(Try("kernel", {"attention.py": source})).reply.told
     assert 'File "attention.py", line 5, in attention' in told and "torch.softmax(q)" in told
     assert "TypeError" in told and "/" not in told.split("TypeError")[0]
-
-
-def test_what_is_told_is_the_same_each_time(do) -> None:  # type: ignore[no-untyped-def]
-    wrong = Try("kernel", {"attention.py": GOOD.replace("tril(", "tril(1 + ")})
-    assert do(wrong).reply.told == do(wrong).reply.told
 
 
 def test_a_program_is_compiled_and_verified(do) -> None:  # type: ignore[no-untyped-def]

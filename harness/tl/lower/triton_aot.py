@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from harness.tl.problem import TaskLike, WorkloadLike
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|mma\.sync\S*|tcgen05\.mma)")
+_AGAIN = threading.Lock()  # one compilation at a time, where several at once went wrong
 _USAGE = re.compile(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:(\d+)\s+LOCAL:(\d+)")
 
 
@@ -154,7 +156,11 @@ def _compile(arch: str, capability: tuple[int, int], module: ModuleType, launch:
     source = ASTSource(kernel, signature, constants, attrs)
     number = capability[0] * 10 + capability[1]
     try:
-        done = triton.compile(source, target=GPUTarget("cuda", number, 32), options=options)
+        try:
+            done = triton.compile(source, target=GPUTarget("cuda", number, 32), options=options)
+        except SystemError:  # CPython 3.11: threads that parse at once may disturb each other
+            with _AGAIN:
+                done = triton.compile(source, target=GPUTarget("cuda", number, 32), options=options)
     except Exception as error:  # whatever the compiler raises is its answer
         raise CompileError(f"{launch.kernel} for {arch}: {type(error).__name__}: {error}") from error
     registers, spills = _resources(done.asm["cubin"])
