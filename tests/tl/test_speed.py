@@ -22,8 +22,6 @@ from tasks import find
 
 REFERENCE = (Path(harness.tl.__file__).parent / "corpus" / "reference" / "mha_causal.tl").read_text()
 TASK = find("mha_causal")
-# The bounds are those of an unhurried core; on shared ones the same call was seen to take three times as long.
-SLOW = 4
 
 
 def fastest(function, rounds=20):
@@ -37,13 +35,37 @@ def fastest(function, rounds=20):
     return min(times)
 
 
+# A fixed piece of Python takes this long on the core on which parsing and checking took 6.6 ms. The bounds of
+# single milliseconds are for such a core; shared ones were seen to be 1.6 to 3 times as slow from hour to hour.
+YARDSTICK_S = 0.0033
+
+
+def yardstick():
+    counts = {}
+    for n in range(20_000):
+        key = ("k", n & 255)
+        counts[key] = counts.get(key, 0) + len(str(n))
+
+
+def on_an_unhurried_core(function, rounds=20):
+    """The least CPU time of a call, in seconds, as that core would take it: both are timed in turn."""
+    function()
+    took = {yardstick: [], function: []}
+    for _ in range(rounds):
+        for each, times in took.items():
+            start = time.process_time()
+            each()
+            times.append(time.process_time() - start)
+    return min(took[function]) * min(1.0, YARDSTICK_S / min(took[yardstick]))
+
+
 @pytest.mark.parametrize("target", [None, "h100"])
 def test_parsing_and_checking_a_program(benchmark, target):
     def parse_and_check():
         return check(REFERENCE, TASK, target=TARGETS[target] if target else None)
 
     assert benchmark(parse_and_check).ok
-    assert fastest(parse_and_check) < 0.010 * SLOW
+    assert on_an_unhurried_core(parse_and_check) < 0.010
 
 
 def test_a_space_of_500_points(benchmark):
@@ -91,4 +113,4 @@ def test_lowering_a_program(benchmark, lower):
         return lower(program, TASK)
 
     assert benchmark(run).files["attention.py"]
-    assert fastest(run) < 0.020 * SLOW
+    assert on_an_unhurried_core(run) < 0.020
