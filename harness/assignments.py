@@ -50,11 +50,11 @@ def commissions(experiment: Experiment, known: Mapping[str, Task]) -> Commission
     target = find_target(experiment.target)
     if not experiment.methods:
         return Commissions()
-    fitting, not_run = _backends(experiment, target)
+    fitting, lacking = _backends(experiment, target)
     if not fitting:
-        return Commissions(not_run=tuple(f"{line}: {', '.join(experiment.methods)}" for line in not_run))
+        return Commissions(not_run=tuple(f"{line}: {', '.join(experiment.methods)}" for line in lacking))
     if not experiment.models:
-        return Commissions(not_run=(no_model(experiment), *not_run))
+        return Commissions(not_run=(no_model(experiment), *lacking))
     pairs = [
         (task, backend, method, models)
         for task in experiment.tasks
@@ -69,14 +69,19 @@ def commissions(experiment: Experiment, known: Mapping[str, Task]) -> Commission
             used = models if method.translates else models[:1]
             found.append(_commission(experiment, target, known[task], backend, method, used, sample))
     unique = {c.id: c for c in found}
-    return Commissions(tuple(unique.values()), tuple(not_run))
+    return Commissions(tuple(unique.values()), tuple(lacking))
 
 
 def no_model(experiment: Experiment) -> str:
-    """That methods are not run, and the two lines that would run them."""
+    """That methods are not run since no model is named, and what would run them."""
+    what = f"{', '.join(experiment.methods)} ({', '.join(experiment.backend_names)})"
+    return not_run(experiment, what, "no model is named")
+
+
+def not_run(experiment: Experiment, what: str, why: str) -> str:
+    """What is not run and why, with the two lines that would run it."""
     return (
-        f"not run: {', '.join(experiment.methods)} ({', '.join(experiment.backend_names)}), since no model "
-        "is named. These two lines run them:\n"
+        f"not run: {what}, since {why}. These two lines run them:\n"
         "  export ANTHROPIC_API_KEY=...\n"
         f"  attnbench eval {experiment.target} --model anthropic:MODEL"
     )

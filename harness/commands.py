@@ -23,8 +23,8 @@ from harness.experiment import (
     Experiment,
     ExperimentError,
     Plan,
-    candidate_folders,
     experiment_of,
+    located,
     make_plan,
     read_experiment,
 )
@@ -183,8 +183,8 @@ def _planned(
         experiment = experiment_of(data, "--time-cap")
     known = discover(*task_folders)
     manifests: list[Manifest] = []
-    for folder in candidate_folders(experiment, source):
-        for found in scan_candidates(folder):
+    for name in experiment.candidates:
+        for found in scan_candidates(located(name, source)):
             if isinstance(found, CandidateError):
                 raise found
             manifests.append(found)

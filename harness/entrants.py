@@ -104,7 +104,7 @@ def candidate_trial(manifest: Manifest, cell: Cell, bench: Bench) -> Trial:
         model=origin.model,
         trial=origin.trial,
         sample=origin.sample,
-        files={name: _sha(content) for name, content in manifest.files.items()},
+        files=manifest.hashes,
     )
     return Trial(cell, record, _identity(record, cell, bench), manifest)
 

@@ -212,14 +212,10 @@ def _known(names: tuple[str, ...], known: Mapping[str, object], what: str) -> tu
     return names
 
 
-def candidate_folders(experiment: Experiment, source: str) -> list[Path]:
-    """Where the experiment's candidates lie: relative to the caller, the experiment file, the checkout."""
+def located(name: str, source: str) -> Path:
+    """Where a path of an experiment leads: relative to the caller, the experiment file, the checkout."""
     bases = (Path(), Path(source).parent, SHIPPED.parents[1])
-    folders = []
-    for name in experiment.candidates:
-        found = [base / name for base in bases if (base / name).exists()]
-        folders.append(found[0] if found else Path(name))
-    return folders
+    return next((base / name for base in bases if (base / name).exists()), Path(name))
 
 
 def read_experiment(source: str, overrides: dict[str, Any] | None = None) -> Experiment:

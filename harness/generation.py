@@ -18,9 +18,9 @@ from typing import Protocol
 
 from harness.assignments import Commission
 from harness.experiment import Experiment
-from harness.generate.method import Ask, Time
+from harness.generate.method import Ask, Reply, Time
 from harness.llm.budget import BudgetReached, Caps, Purse, Reservation
-from harness.llm.client import Client, Completion, Deferred, ProviderError, Request, Sampling
+from harness.llm.client import Client, Completion, Deferred, ProviderError, Request
 from harness.llm.prices import Prices
 from harness.records import Verdict
 from harness.story import Ending, Exchange, Said
@@ -91,9 +91,8 @@ class Generation:
         self._book, self._workshop, self._clients = book, workshop, clients
         self._prices, self._listener = prices, listener
         asking, budget = experiment.asking, experiment.budget
-        self._sampling = Sampling(asking.max_tokens, asking.temperature, asking.top_p)
-        self._caps = Caps(tokens=budget.tokens, usd=budget.usd)
-        self._most_verifications = budget.verifications
+        self._sampling = asking.sampling
+        self._caps = Caps(budget.turns, budget.tokens, budget.verifications, budget.usd)
         self._purse = Purse(Caps(tokens=experiment.run_budget.tokens, usd=experiment.run_budget.usd), prices)
         for exchange in book.exchanges.values():
             if exchange.provider not in FREE:
@@ -109,7 +108,11 @@ class Generation:
         ended = [c for c in commissions if c.id in self._book.endings]
         self.made.endings = {c.id: self._book.endings[c.id] for c in ended}
         self._listener.begun(len(commissions), len(ended))
-        todo = deque(self._trial(c) for c in commissions if c.id not in self._book.endings)
+        todo = deque(
+            Trial(c, self._book, self._sampling, self._caps, self._prices)
+            for c in commissions
+            if c.id not in self._book.endings
+        )
         threads = [threading.Thread(target=self._ask_on, daemon=True) for _ in range(self._threads)]
         for thread in threads:
             thread.start()
@@ -135,11 +138,6 @@ class Generation:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _trial(self, commission: Commission) -> Trial:
-        return Trial(
-            commission, self._book, self._sampling, self._caps, self._prices, self._most_verifications
-        )
-
     # --- one step ---
 
     def _advance(self, trial: Trial, todo: deque[Trial]) -> None:
@@ -147,8 +145,8 @@ class Generation:
         step = trial.step
         if step is None:
             self._end(trial)
-        elif reason := trial.spent():
-            self._end(trial, reason=reason)
+        elif reached := _reached(trial):
+            self._end(trial, reason=str(reached))
         elif isinstance(step, Ask):
             self._ask(trial, todo)
         elif not self._workshop.can(step):
@@ -179,11 +177,9 @@ class Generation:
             return
         client = self._clients[str(trial.commission.model_for(trial.step.role))]  # type: ignore[union-attr]
         try:
-            trial.budget.check(request)
             held = None if client.provider in FREE else self._purse.reserve(request)
-        except BudgetReached as reached:
-            whose = Verdict.INFRA if reached.whose == "run" else None
-            self._end(trial, whose, str(reached))
+        except BudgetReached as reached:  # the run's, which is no fault of the trial's
+            self._end(trial, Verdict.INFRA, str(reached))
             return
         self._asked[request.key] = [trial]
         self._questions.put(_Question(request, client, held))
@@ -225,7 +221,7 @@ class Generation:
             heard = _Heard(asked.request.key)
             try:
                 completion = asked.client.complete(asked.request)
-                heard.exchange = self._exchange(asked.request, asked.client.provider, completion)
+                heard.exchange = exchange_of(asked.request, asked.client.provider, completion, self._prices)
                 self._book.add_exchange(heard.exchange)
             except (ProviderError, Deferred) as error:
                 heard.error = error
@@ -237,8 +233,13 @@ class Generation:
                 self._purse.release(asked.held)
             self._answers.put(heard)
 
-    def _exchange(self, request: Request, provider: str, completion: Completion) -> Exchange:
-        return exchange_of(request, provider, completion, self._prices)
+
+def _reached(trial: Trial) -> BudgetReached | None:
+    try:
+        trial.check_budget()
+    except BudgetReached as reached:
+        return reached
+    return None
 
 
 def exchange_of(request: Request, provider: str, completion: Completion, prices: Prices) -> Exchange:
@@ -266,10 +267,8 @@ def exchange_of(request: Request, provider: str, completion: Completion, prices:
     )
 
 
-def _told(reply: object) -> str:
-    passed = getattr(reply, "passed", False)
-    told = str(getattr(reply, "told", "")).splitlines()
-    return "passed" if passed else (told[0] if told else "failed")
+def _told(reply: Reply) -> str:
+    return "passed" if reply.passed else (reply.told.splitlines() or ["failed"])[0]
 
 
 def _size(exchange: Exchange) -> str:

@@ -10,22 +10,23 @@ from typing import NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from harness.assignments import Commission, Commissions, commissions
+from harness.assignments import Commission, Commissions, commissions, not_run
 from harness.bench import Bench
 from harness.exits import EXIT_PENDING, EXIT_USAGE, fail
-from harness.experiment import Ended, Experiment, ExperimentError, Plan
+from harness.experiment import Ended, Experiment, ExperimentError, Plan, located
 from harness.generate.method import Ask
 from harness.generation import Generation, Made, exchange_of
 from harness.llm.budget import Caps, require_prices
 from harness.llm.client import Client, ProviderError, Request
 from harness.llm.deferred import AnswersError, read_answers, read_pending, write_pending
 from harness.llm.prices import Prices, PricesError
-from harness.llm.providers import ModelError, make_client
+from harness.llm.providers import ModelError, key_variables, make_client
 from harness.llm.replay import TranscriptError, read_exchanges
 from harness.programs import program_candidates
 from harness.store import Store
 from harness.story import Ending, Exchange
 from harness.storybook import Storybook
+from harness.worker.process import ENVIRONMENT_ALLOWED
 from harness.workshop import Workshop
 from tasks.spec import Task
 
@@ -41,40 +42,6 @@ class Unfinished(Exception):
         self.made = made
 
 
-def prices_of(experiment: Experiment) -> Prices:
-    """The price list of an experiment."""
-    return Prices.read(Path(experiment.prices) if experiment.prices else None)
-
-
-def clients_of(
-    experiment: Experiment, wanted: Commissions, recorded: Sequence[Exchange]
-) -> dict[str, Client]:
-    """A client for each model; raises a typed error for a missing key or SDK only when it is asked."""
-    specs = {str(m): m for c in wanted.trials for m in c.models}
-    prices = prices_of(experiment)
-    for budget in (experiment.budget, experiment.run_budget):
-        caps = Caps(tokens=budget.tokens, usd=budget.usd)
-        paid = [m.model for m in specs.values() if m.provider not in ("replay", "deferred")]
-        require_prices(paid, caps, prices)
-    return {
-        name: make_client(spec, experiment.asking, experiment.providers, recorded)
-        for name, spec in specs.items()
-    }
-
-
-def _recorded(experiment: Experiment, source: str) -> list[Exchange]:
-    from harness.experiment import SHIPPED
-
-    if not experiment.transcripts:
-        raise ExperimentError("a `replay:` model needs `transcripts`: files or folders with recorded answers")
-    found: list[Exchange] = []
-    for name in experiment.transcripts:
-        bases = (Path(), Path(source).parent, SHIPPED.parents[1])
-        path = next((base / name for base in bases if (base / name).exists()), Path(name))
-        found += read_exchanges(path)
-    return found
-
-
 @dataclass(frozen=True)
 class Prepared:
     """What making kernels needs besides a run's directory; made before that is touched."""
@@ -82,15 +49,35 @@ class Prepared:
     wanted: Commissions
     clients: Mapping[str, Client]
     prices: Prices
+    source: str  # the experiment's file: paths may be relative to it
 
 
 def prepare(experiment: Experiment, known: Mapping[str, Task], source: str) -> Prepared:
-    """The trials and their clients; raises a typed error for models, prices or transcripts that are wrong."""
+    """The trials and their clients; raises a typed error for wrong models, prices, keys or transcripts.
+
+    A missing key or SDK is told when it is asked first: a run that has all its answers needs neither.
+    """
     wanted = commissions(experiment, known)
-    replayed = any(m.provider == "replay" for c in wanted.trials for m in c.models)
-    recorded = _recorded(experiment, source) if replayed else []
-    clients = clients_of(experiment, wanted, recorded)
-    return Prepared(_answerable(experiment, wanted, recorded), clients, prices_of(experiment))
+    specs = {str(m): m for c in wanted.trials for m in c.models}
+    prices = Prices.read(located(experiment.prices, source) if experiment.prices else None)
+    for caps in (Caps(usd=experiment.budget.usd), Caps(usd=experiment.run_budget.usd)):
+        require_prices([m.model for m in specs.values()], caps, prices)
+    if seen := key_variables(experiment.providers) & set(ENVIRONMENT_ALLOWED):
+        raise ModelError(f"key_env: a kernel's process sees {min(seen)}; put the key into another variable")
+    recorded: list[Exchange] = []
+    if any(m.provider == "replay" for m in specs.values()):
+        recorded = _recorded(experiment, source)
+    clients = {
+        name: make_client(spec, experiment.asking, experiment.providers, recorded)
+        for name, spec in specs.items()
+    }
+    return Prepared(_answerable(experiment, wanted, recorded), clients, prices, source)
+
+
+def _recorded(experiment: Experiment, source: str) -> list[Exchange]:
+    if not experiment.transcripts:
+        raise ExperimentError("a `replay:` model needs `transcripts`: files or folders with recorded answers")
+    return [e for name in experiment.transcripts for e in read_exchanges(located(name, source))]
 
 
 def _answerable(experiment: Experiment, wanted: Commissions, recorded: Sequence[Exchange]) -> Commissions:
@@ -108,11 +95,8 @@ def _answerable(experiment: Experiment, wanted: Commissions, recorded: Sequence[
         return wanted
     methods = ", ".join(dict.fromkeys(c.method.name for c in missing))
     tasks = ", ".join(dict.fromkeys(c.assignment.task for c in missing))
-    line = (
-        f"not run: {len(missing)} trials ({methods} on {tasks}), since no answers to them are recorded. "
-        "These two lines run them:\n"
-        f"  export ANTHROPIC_API_KEY=...\n  attnbench eval {experiment.target} --model anthropic:MODEL"
-    )
+    what = f"{len(missing)} trials ({methods} on {tasks})"
+    line = not_run(experiment, what, "no answers to them are recorded")
     return Commissions(tuple(kept), (*wanted.not_run, line))
 
 
@@ -130,9 +114,11 @@ def make_kernels(
 
     Raises Unfinished where some have to wait, unless `partial`: then those that have ended go on alone.
     """
-    programs, not_run = program_candidates(experiment, known, store) if bench is not None else ([], [])
+    programs, refused = (
+        program_candidates(experiment, known, store, prepared.source) if bench is not None else ([], [])
+    )
     wanted = prepared.wanted
-    for line in (*not_run, *wanted.not_run):
+    for line in (*refused, *wanted.not_run):
         console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     if not wanted.trials:
         return replace(plan, candidates=(*plan.candidates, *programs))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from harness.build.manifest import Manifest, Origin
-from harness.experiment import Experiment, ExperimentError
+from harness.experiment import Experiment, ExperimentError, located
 from harness.store import Store
 from harness.targets import find_target
 from harness.tl.check import check
 from harness.tl.corpus_index import corpus
+from harness.tl.lower.backends import lower
 from harness.tl.lower.lowered import Lowered, LowerError
-from harness.tl.lower.numba import lower_numba
-from harness.tl.lower.triton import lower_triton
 from tasks.spec import Task
 
 REFERENCE = "reference"
@@ -21,7 +19,7 @@ FIRST_OF_TRITON = (8, 0)
 
 
 def program_candidates(
-    experiment: Experiment, known: Mapping[str, Task], store: Store
+    experiment: Experiment, known: Mapping[str, Task], store: Store, source: str
 ) -> tuple[list[Manifest], list[str]]:
     """The compiled programs, kept in the run, and what could not be compiled with the reason.
 
@@ -30,7 +28,7 @@ def program_candidates(
     target = find_target(experiment.target)
     found: list[Manifest] = []
     refused: dict[str, list[str]] = {}
-    for name, text in _texts(experiment):
+    for name, text in _texts(experiment, source):
         task = known[name]
         dtype = (experiment.dtypes or ("fp16",))[0]
         try:
@@ -40,10 +38,8 @@ def program_candidates(
             if report.program is None:
                 error = next(f for f in report.findings if f.is_error)
                 raise LowerError(f"line {error.pos.line}: {error.code}: {error.message}")
-            if target.is_gpu:
-                lowered = lower_triton(report.program, task, target)
-            else:
-                lowered = lower_numba(report.program, task)
+            backend, on = ("triton", target) if target.is_gpu else ("numba", None)
+            lowered = lower(report.program, task, backend, on)
         except LowerError as error:
             refused.setdefault(str(error), []).append(name)
             continue
@@ -51,7 +47,7 @@ def program_candidates(
     return found, [f"not run: LLM-TL programs of {', '.join(n)}: {why}" for why, n in refused.items()]
 
 
-def _texts(experiment: Experiment) -> list[tuple[str, str]]:
+def _texts(experiment: Experiment, source: str) -> list[tuple[str, str]]:
     """(task, text) of each program, in the order of the tasks."""
     found: list[tuple[str, str]] = []
     for name in experiment.programs:
@@ -60,7 +56,7 @@ def _texts(experiment: Experiment) -> list[tuple[str, str]]:
             found += [(task, texts[task]) for task in experiment.tasks if task in texts]
             continue
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = located(name, source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ExperimentError(
                 f"programs: {name} cannot be read: {error}; write `{REFERENCE}` for the suite's own"

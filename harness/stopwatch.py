@@ -17,6 +17,7 @@ from harness.experiment import Cell
 from harness.generate.method import Brief
 from harness.measure.claims import claimed_times
 from harness.measure.roofline import Roofline
+from harness.records import Verdict
 from harness.tl.check import check
 from harness.tl.lower.lowered import Lowered
 from harness.verify.exam import Question, Rejected
@@ -70,11 +71,9 @@ def _time(manifest: Manifest, cell: Cell, bench: Bench) -> tuple[float, str]:
     exam.fill(worker, [(0, 0), (1, 0)])
     exam.prepare(worker, entry)
     exam.run(worker, entry, 0, first=True)
-    check_ = exam.mark(worker, entry, 0, 0)
-    if not check_.passed:
-        from harness.records import Verdict
-
-        raise Rejected(Verdict.WRONG_NUMERICS, f"{cell.workload.key}: {check_.note}")
+    seen = exam.mark(worker, entry, 0, 0)
+    if not seen.passed:
+        raise Rejected(Verdict.WRONG_NUMERICS, f"{cell.workload.key}: {seen.note}")
     limit = bench.limits.first(worker)
     begun = time.monotonic()
     told = worker.ask("plan", {"kernel": entry}, limit_s=limit)

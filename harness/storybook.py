@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from harness.journal import Journal
+from harness.journal import Journal, StoreError
 from harness.records import RecordError, Verification
 from harness.story import Ending, Exchange, Step, read_line
 
@@ -25,7 +25,7 @@ class Storybook:
         self._transcripts: Journal[Exchange] = Journal(path / TRANSCRIPTS, _exchange)
         try:
             self._trials: Journal[Step | Ending] = Journal(path / TRIALS, _step_or_ending)
-        except Exception:
+        except StoreError:
             self._transcripts.close()
             raise
         self.exchanges: dict[str, Exchange] = {e.id: e for e in self._transcripts.lines}

@@ -154,6 +154,8 @@ def _tell_end(console: Console, ending: Ending, rows: Sequence[Row]) -> None:
     )
     if ending.first_correct_s is not None:
         console.print(f"first right kernel after {least}{ending.first_correct_s:.0f} s")
+    if ending.best_s is not None and ending.best_s != ending.first_correct_s:
+        console.print(f"the kernel that stands after {least}{ending.best_s:.0f} s")
     if ending.verdict is not None:
         console.print(f"[red]{ending.verdict}[/]: {escape(ending.reason)}")
     elif ending.reason:

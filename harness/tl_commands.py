@@ -22,9 +22,9 @@ from harness.targets import TARGETS, Target, find_target
 from harness.tl import ir
 from harness.tl.check import Report
 from harness.tl.check import check as check_program
+from harness.tl.lower.backends import COMPILED
+from harness.tl.lower.backends import lower as lower_program
 from harness.tl.lower.lowered import Lowered, LowerError
-from harness.tl.lower.numba import lower_numba
-from harness.tl.lower.triton import lower_triton
 from harness.tl_text import Source, as_records, print_findings, read, reference, shown, stdout, without_place
 from tasks import Task, TaskError, discover, find
 from tasks.spec import DTYPES, Workload
@@ -167,8 +167,8 @@ def lower(
     as_json: bool,
 ) -> None:
     """Print or write the kernel that a program becomes, or what a compiler makes of it."""
-    if backend not in ("triton", "numba"):
-        fail(f"unknown backend {backend!r}; choose one of triton, numba", EXIT_USAGE)
+    if backend not in COMPILED:
+        fail(f"unknown backend {backend!r}; choose one of {', '.join(COMPILED)}", EXIT_USAGE)
     if compile_ and backend != "triton":
         fail("--compile is for the triton backend: it compiles for GPUs, without one", EXIT_USAGE)
     target = target_of(target_name)
@@ -203,9 +203,7 @@ def _lowered(
     known = {**dict(program.parameters), "warps": (), "stages": (), **dict(program.schedule)}
     choice = tiles_of(tiles, known if backend == "triton" else dict(program.parameters))
     try:
-        if backend == "numba":
-            return lower_numba(program, task, choice)
-        return lower_triton(program, task, target, None, choice)
+        return lower_program(program, task, backend, target, choice)
     except LowerError as error:
         message = without_place(str(error), error.pos, error.statement, error.fix)
         if as_json:

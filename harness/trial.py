@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from harness.assignments import Commission
-from harness.build.manifest import Manifest
 from harness.generate.method import Answer, Ask, Compile, Examine, Reply, Step, Time, Try
 from harness.journal import StoreError
 from harness.llm.budget import Budget, Caps
@@ -37,8 +35,6 @@ class Kernel:
 class Account:
     """What a trial has used so far, on its own clock: latencies of answers and our own work."""
 
-    turns: int = 0
-    verifications: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     estimated: bool = False
@@ -58,10 +54,8 @@ class Trial:
         sampling: Sampling,
         caps: Caps,
         prices: Prices,
-        most_verifications: int,
     ) -> None:
         self.commission, self._book, self._sampling = commission, book, sampling
-        self._prices, self._most_verifications = prices, most_verifications
         self.budget = Budget(caps, prices)
         self.account = Account()
         self.last: Kernel | None = None
@@ -95,14 +89,12 @@ class Trial:
         sample = self.commission.assignment.sample
         return Request(model.model, self.step.messages, self._sampling, sample)
 
-    def spent(self) -> str:
-        """Why it may not do the next step, in a sentence; empty where it may."""
-        most = self.commission.brief.turns
-        if isinstance(self.step, Ask) and self.account.turns >= most:
-            return f"its budget of {most} turns is used up"
-        if isinstance(self.step, Try | Compile) and self.account.verifications >= self._most_verifications:
-            return f"its budget of {self._most_verifications} verifications is used up"
-        return ""
+    def check_budget(self) -> None:
+        """Raises BudgetReached where the trial may not do the step that it wants."""
+        if isinstance(self.step, Ask):
+            self.budget.check(self.request())
+        elif isinstance(self.step, Try | Compile):
+            self.budget.check_verification()
 
     # --- going on ---
 
@@ -112,7 +104,7 @@ class Trial:
         self._record(
             what="ask",
             stage=self.step.stage,
-            turn=self.account.turns + 1,
+            turn=self.budget.turns + 1,
             exchange=exchange.id,
             prompts=dict(self.step.prompts),
         )
@@ -125,13 +117,13 @@ class Trial:
         record = self._record(
             what=_WHAT[type(step)],
             stage=step.stage,
-            turn=self.account.turns,
+            turn=self.budget.turns,
             passed=done.reply.passed,
             verdict=done.reply.verdict,
             told=done.reply.told,
             program=done.program,
             candidate=done.manifest.sha256 if done.manifest else "",
-            files=_hashes(done.manifest),
+            files=done.manifest.hashes if done.manifest else {},
             refused=done.refused,
             verification=done.verification,
             score=done.reply.score,
@@ -143,7 +135,7 @@ class Trial:
     def failed_to_ask(self, reason: str) -> None:
         """Its question has no answer; kept for the reader."""
         assert isinstance(self.step, Ask)
-        self._record(what="failed_ask", stage=self.step.stage, turn=self.account.turns + 1, told=reason)
+        self._record(what="failed_ask", stage=self.step.stage, turn=self.budget.turns + 1, told=reason)
 
     def end(self, verdict: Verdict | None = None, reason: str = "") -> Ending:
         """Close it: a right kernel is handed on, whatever stopped the rest; else the verdict says why not.
@@ -166,8 +158,8 @@ class Trial:
             reason=reason,
             candidate=kernel.candidate if kernel else "",
             files=dict(kernel.files) if kernel else {},
-            turns=account.turns,
-            verifications=account.verifications,
+            turns=self.budget.turns,
+            verifications=self.budget.verifications,
             tokens_in=account.tokens_in,
             tokens_out=account.tokens_out,
             tokens_estimated=account.estimated,
@@ -222,7 +214,6 @@ class Trial:
 
     def _hear(self, exchange: Exchange, step: Ask) -> None:
         account = self.account
-        account.turns += 1
         cost = self.budget.add(exchange)
         account.tokens_in += cost.tokens_in
         account.tokens_out += cost.tokens_out
@@ -238,7 +229,8 @@ class Trial:
         account, step = self.account, self.step
         account.wall_s += record.wall_s
         if isinstance(step, Try | Compile):
-            account.verifications += not record.refused
+            if not record.refused:
+                self.budget.verify()
             kernel = Kernel(record.candidate, record.files, record.verdict, record.told, at_s=account.wall_s)
             self.last = kernel
             if record.passed:
@@ -262,12 +254,6 @@ class Trial:
 
 
 _WHAT = {Examine: "examine", Compile: "compile", Try: "try", Time: "time"}
-
-
-def _hashes(manifest: Manifest | None) -> dict[str, str]:
-    if manifest is None:
-        return {}
-    return {name: hashlib.sha256(content).hexdigest() for name, content in manifest.files.items()}
 
 
 def now() -> str:

@@ -19,14 +19,14 @@ from harness.build.manifest import MANIFEST, Manifest, Origin
 from harness.entrants import Acceptance, Entrant, build, candidate_trial
 from harness.experiment import Cell
 from harness.generate.examine import examine, rounded
-from harness.generate.method import Compile, Examine, Reply, Step, Time, Try
+from harness.generate.method import Brief, Compile, Examine, Reply, Step, Time, Try
 from harness.records import Verdict, Verification, content_hash
 from harness.store import Store, StoreError
 from harness.story import Assignment
+from harness.tl import ir
 from harness.tl.check import check
+from harness.tl.lower.backends import lower
 from harness.tl.lower.lowered import Lowered, LowerError
-from harness.tl.lower.numba import lower_numba
-from harness.tl.lower.triton import lower_triton
 from harness.verify.exam import Rejected
 from harness.worker.protocol import RequestFailed
 
@@ -72,12 +72,17 @@ class Workshop:
         raise AssertionError(step)
 
     def _compile(self, step: Compile, commission: Commission, seed: int) -> Done:
+        brief = commission.brief
+        program = _resolved(step.program, brief)
+        if program is None:  # its budget let it come this far with errors: there is nothing to build
+            reply = Reply(False, "the program has errors, so it cannot be compiled", Verdict.NO_CODE)
+            return Done(reply, step.program, refused=True)
         try:
-            lowered = _lowered(step.program, commission)
+            lowered = lower(program, brief.task, brief.backend, brief.target if brief.target.is_gpu else None)
         except LowerError as error:
             reply = Reply(False, _cut(f"the compiler: {error}"), Verdict.BUILD_ERROR)
             return Done(reply, step.program, refused=True)
-        done = self._try(commission, {n: t for n, t in lowered.files.items() if n != MANIFEST}, seed)
+        done = self._try(commission, _sources(lowered), seed)
         return Done(done.reply, step.program, done.manifest, done.verification)
 
     def _try(self, commission: Commission, files: Mapping[str, str], seed: int) -> Done:
@@ -110,7 +115,7 @@ class Workshop:
             with tempfile.TemporaryDirectory() as scratch:
                 lowered, best = tile_search(step.program, commission.brief, Path(scratch))
             if lowered is not None:
-                tried = self._try(commission, {n: t for n, t in lowered.files.items() if n != MANIFEST}, seed)
+                tried = self._try(commission, _sources(lowered), seed)
                 manifest, verification = tried.manifest or standing, tried.verification
                 if not tried.reply.passed:  # the tiles it was verified with stand
                     manifest = standing
@@ -184,22 +189,15 @@ def _examined(step: Examine, commission: Commission, seed: int) -> Done:
     return Done(Reply(found.passed, _cut(found.told)), step.program)
 
 
-def _lowered(program: str, commission: Commission) -> Lowered:
-    """Compiled for the trial's backend; raises LowerError, for a program with errors too."""
-    brief = commission.brief
-    report = check(
-        program,
-        brief.task,
-        target=brief.target if brief.target.is_gpu else None,
-        dtype=brief.workloads[0].dtype,
-    )
-    if report.program is None:
-        raise LowerError("the program has errors, so it cannot be compiled")
-    if brief.backend == "numba":
-        return lower_numba(report.program, brief.task)
-    if brief.backend == "triton":
-        return lower_triton(report.program, brief.task, brief.target)
-    raise LowerError(f"there is no compiler to {brief.backend}")
+def _resolved(program: str, brief: Brief) -> ir.Program | None:
+    """The program, if the checker finds no error in it."""
+    target = brief.target if brief.target.is_gpu else None
+    return check(program, brief.task, target=target, dtype=brief.workloads[0].dtype).program
+
+
+def _sources(lowered: Lowered) -> dict[str, str]:
+    """Its files without candidate.toml: a trial's kernel has one of its own."""
+    return {name: text for name, text in lowered.files.items() if name != MANIFEST}
 
 
 def _cut(text: str) -> str:

@@ -79,7 +79,7 @@ def test_a_gpus_experiment_without_a_model_runs_the_rest_and_says_what_would_run
     found = commissions(experiment, KNOWN)
     assert not found.trials and len(found.not_run) == 1
     with Store(tmp_path / "run", resume=False) as store:
-        programs, refused = program_candidates(experiment, KNOWN, store)
+        programs, refused = program_candidates(experiment, KNOWN, store, target)
     if target in MODERN:
         assert "export ANTHROPIC_API_KEY" in found.not_run[0]
         assert f"attnbench eval {target} --model" in found.not_run[0]
@@ -101,9 +101,9 @@ def test_programs_of_ones_own_name_their_task(tmp_path: Path) -> None:
     (tmp_path / "own.tl").write_text(text)
     (tmp_path / "nameless.tl").write_text(text.replace("Kernel mha_causal", "Kernel x"))
     with Store(tmp_path / "run", resume=False) as store:
-        (program,), _ = program_candidates(given(programs=[str(tmp_path / "own.tl")]), KNOWN, store)
+        (program,), _ = program_candidates(given(programs=[str(tmp_path / "own.tl")]), KNOWN, store, "test")
         assert program.tasks == ("mha_causal",)
         with pytest.raises(ExperimentError, match="# task: NAME"):
-            program_candidates(given(programs=[str(tmp_path / "nameless.tl")]), KNOWN, store)
+            program_candidates(given(programs=[str(tmp_path / "nameless.tl")]), KNOWN, store, "test")
         with pytest.raises(ExperimentError, match="cannot be read"):
-            program_candidates(given(programs=["none.tl"]), KNOWN, store)
+            program_candidates(given(programs=["none.tl"]), KNOWN, store, "test")

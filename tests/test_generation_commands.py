@@ -233,9 +233,13 @@ def test_wrong_words_get_a_sentence_and_the_way_out(ground: Path) -> None:
     ):
         with pytest.raises((ExperimentError, *MODEL_ERRORS), match=says):
             prepare(read_experiment(str(experiment(ground, model=model))), known, "x")
-    priced = read_experiment(str(experiment(ground)), {"budget": {"usd": 1.0}})
-    with pytest.raises(MODEL_ERRORS, match="price"):
-        prepare(priced, known, "x")
+    for model in ("local:m", "deferred:m"):  # a deferred answer is paid for as well
+        priced = read_experiment(str(experiment(ground, model=model)), {"budget": {"usd": 1.0}})
+        with pytest.raises(MODEL_ERRORS, match="price"):
+            prepare(priced, known, "x")
+    seen = {"providers": {"local": {"kind": "openai", "key_env": "PYTHONPATH"}}}
+    with pytest.raises(MODEL_ERRORS, match="a kernel's process sees PYTHONPATH"):
+        prepare(read_experiment(str(experiment(ground)), seen), known, "x")
     assert commissions(priced, known).trials
     code, said = run(ground, *asking(ground, "generate", experiment(ground, model="opnai:x")))
     assert code == 2 and "did you mean openai" in said
@@ -261,6 +265,39 @@ def test_what_nobody_recorded_is_not_run_and_says_how_it_would_be(ground: Path) 
     assert len(prepared.wanted.trials) == 1
     (line,) = prepared.wanted.not_run
     assert "3 trials" in line and "export ANTHROPIC_API_KEY" in line and "--model" in line
+
+
+def test_a_partial_run_measures_what_has_ended_and_only_that(
+    ground: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from harness.experiment import Plan, read_experiment
+    from harness.generation_commands import Prepared, Unfinished, make_kernels, prepare
+    from harness.llm.client import Completion, Deferred
+    from harness.store import Store
+    from tasks import discover
+
+    class HalfThere:
+        provider = "half"
+
+        def complete(self, request):  # type: ignore[no-untyped-def]
+            if "step by step" in request.messages[0].content:
+                raise Deferred
+            return Completion("no kernel here")
+
+    e = read_experiment(str(experiment(ground, model="deferred:m", samples=1)))
+    known = discover(ground / "my_tasks")
+    p = prepare(e, known, "x")
+    p = Prepared(p.wanted, {"deferred:m": HalfThere()}, p.prices, p.source)
+    plan = Plan((), ("naive",), ())
+    with Store(ground / "run", resume=False) as store:
+        with pytest.raises(Unfinished):
+            make_kernels(e, plan, known, p, store, None, Console())
+        whole = make_kernels(e, plan, known, p, store, None, Console(), partial=True)
+    assert [x.ending.assignment.method for x in whole.ended] == ["vanilla"]
+    assert "1 of 2 trials have not ended" in capsys.readouterr().out
+    assert len(lines(ground, "pending.jsonl")) == 1
 
 
 def test_a_missing_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

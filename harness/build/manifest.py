@@ -79,6 +79,11 @@ class Manifest:
         return device in BACKENDS[self.backend].devices and (not self.targets or target in self.targets)
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """Hash of each source file."""
+        return {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()}
+
+    @property
     def sha256(self) -> str:
         """Content hash over names and bytes; where the folder lies does not matter."""
         digest = hashlib.sha256()

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from harness.targets import Target
 from harness.tl import ir
 from harness.tl.check import check
@@ -145,8 +143,3 @@ def _too_large(program: ir.Program, shape: Workload) -> str:
         if elements > MOST_ELEMENTS:
             return f"tile {tile.name} would hold {elements:,} elements, more than any block has room for"
     return ""
-
-
-def single_threaded() -> None:
-    """Results of the interpreter do not depend on the number of cores."""
-    torch.set_num_threads(1)

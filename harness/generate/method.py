@@ -109,7 +109,6 @@ class Method:
     name: str
     title: str
     tell: Callable[[Brief], Story]
-    thinks_in_tl: bool = False
     translates: bool = False  # a model writes the kernel from the program, maybe another one
 
 

@@ -17,16 +17,14 @@ METHODS: Mapping[str, Method] = {
             "tl",
             "sketch, program in LLM-TL, translation by a model",
             tl,
-            thinks_in_tl=True,
             translates=True,
         ),
         Method(
             "tl-one-stage",
             "program in LLM-TL without a sketch, translation by a model",
             tl_one_stage,
-            thinks_in_tl=True,
             translates=True,
         ),
-        Method("tl-compiled", "sketch, program in LLM-TL, the compiler", tl_compiled, thinks_in_tl=True),
+        Method("tl-compiled", "sketch, program in LLM-TL, the compiler", tl_compiled),
     )
 }

@@ -193,12 +193,16 @@ class Budget(Account):
             self.turns += 1
         return cost
 
+    def check_verification(self) -> None:
+        """Raises BudgetReached where `verify` would."""
+        most = self.caps.verifications
+        if most is not None and self.verifications >= most:
+            raise BudgetReached("trial", f"the trial's budget of {most} verifications is used up")
+
     def verify(self) -> None:
         """Count one more verification; raises BudgetReached where none is left."""
         with self._lock:
-            most = self.caps.verifications
-            if most is not None and self.verifications >= most:
-                raise BudgetReached("trial", f"the trial's budget of {most} verifications is used up")
+            self.check_verification()
             self.verifications += 1
 
     def _check(self, most: Cost, request: Request) -> None:
