@@ -182,10 +182,13 @@ class Race:
                     raise ContenderFailed(contender.name, error) from error
 
     def _mark_timed(self, standing: Sequence[Entrant], session: Session, phase: int) -> None:
-        """Outputs of a timed slot chosen by lot, checked like any other."""
+        """Outputs of a timed slot chosen by lot, checked like any other.
+
+        The phase before timed it with other contents: an answer kept by address is wrong.
+        """
         contents = dict(slot_contents(session.slots, swap=bool(phase)))
         for entrant in standing:
-            visited = sorted(session.visited[entrant.name])
+            visited = sorted(session.revisited[entrant.name])
             if not visited or (not entrant.is_candidate and BASELINES[entrant.name].slow):
                 continue
             slot = visited[self.bench.fresh_seed() % len(visited)]

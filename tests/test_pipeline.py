@@ -60,15 +60,16 @@ def test_a_kernel_of_ones_own_goes_the_whole_way_once(tmp_path):
     assert file.read_bytes().splitlines(keepends=True)[:-1] == kept
 
 
+# Nineteen calls verify a kernel, two at least warm it up; a busy machine times it eight times only.
 LATER = GOOD.replace("import torch\n", "import torch\nCOUNT = [0]\n") + (
-    "    COUNT[0] += 1\n    if COUNT[0] > 40:\n        {then}\n"
+    "    COUNT[0] += 1\n    if COUNT[0] > 21:\n        {then}\n"
 )
 STALE = GOOD.replace("def attention(", "def compute(") + (
     "\n\nCACHE, COUNT = {}, [0]\n\n"
     "def attention(q, k, v, out, *, scale):\n"
     "    COUNT[0] += 1\n"
     "    key = (q.data_ptr(), out.data_ptr(), tuple(q.shape))\n"
-    "    if key in CACHE and COUNT[0] > 40:\n"
+    "    if key in CACHE and COUNT[0] > 21:\n"
     "        out.copy_(CACHE[key])\n"
     "        return\n"
     "    compute(q, k, v, out, scale=scale)\n"

@@ -112,6 +112,8 @@ class Session:
         self.rounds: dict[str, list[int]] = {c.name: [] for c in self.order}
         self.slots = slots
         self.visited: dict[str, set[int]] = {}  # slots that hold a timed output of this phase, by contender
+        self.revisited: dict[str, set[int]] = {}  # those that held one of the phase before as well
+        self._before: dict[str, int] = {}  # blocks before this phase, by contender
         self._round = 0
         self._started = time.monotonic()
         self._sampled_s = 0.0
@@ -119,7 +121,8 @@ class Session:
 
     def sample(self, share: float) -> None:
         """Rounds until precise, or until `share` of time or rounds is used; kernel records throughout."""
-        self.visited = {c.name: set() for c in self.order}
+        earlier, self.visited = self.visited, {c.name: set() for c in self.order}
+        self._before = {name: len(track.blocks) for name, track in self.tracks.items()}
         recording = self._start_records()
         logs: dict[int, list[tuple[str, int]]] = {id(w): [] for w in recording}
         self.stopped = "rounds_cap"
@@ -131,6 +134,7 @@ class Session:
             if self._sampled_s > self.policy.time_cap_s * share:
                 self.stopped = "time_cap"
                 break
+        self.revisited = {name: slots & earlier.get(name, slots) for name, slots in self.visited.items()}
         self._stop_records(recording, logs)
 
     def _one_round(self, logs: dict[int, list[tuple[str, int]]]) -> None:
@@ -169,7 +173,7 @@ class Session:
         self._hush(contender.worker)
         started = time.monotonic() - self._started
         n = self._iterations(contender)
-        start = len(track.blocks) * n
+        start = (len(track.blocks) - self._before[contender.name]) * n  # each phase begins at slot 0
         args = {"kernel": contender.kernel, "iterations": n, "start": start}
         try:
             nonce = contender.worker.post("block", args)

@@ -283,6 +283,17 @@ def test_slots_rotate_over_blocks_and_the_visited_ones_are_known():
     assert session.visited == {name: {0, 1} for name in session.tracks}
 
 
+def test_a_phase_that_is_cut_short_comes_back_to_slots_of_the_phase_before():
+    _, session = race({**TIMES, "slow": 30.0}, policy=Policy(max_rounds=2, time_cap_s=30))
+    session.slots = 8  # a round leaves most of them out
+    session.sample(0.5)
+    first = {name: set(slots) for name, slots in session.visited.items()}
+    assert session.revisited == first  # nothing was before
+    assert first["slow"] == {0, 1}
+    session.sample(1.0)
+    assert session.revisited == first
+
+
 @pytest.mark.parametrize(
     "policy",
     [
