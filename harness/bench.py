@@ -20,7 +20,7 @@ from harness.build.manifest import Manifest
 from harness.environment import describe
 from harness.experiment import Cell, Experiment
 from harness.ledger import Ledger
-from harness.measure.telemetry import open_telemetry
+from harness.measure.telemetry import machine_name, open_telemetry
 from harness.targets import Target, target_of_device
 from harness.verify.exam import Exam, ImageStore, Question, image_layout
 from harness.warmup import compile_ahead, jobs
@@ -33,6 +33,7 @@ _WARM = {"cuda": ("triton", "harness.worker.slots", "harness.worker.image"), "cp
 
 
 CONTENTS = 3  # sets of inputs of a cell: two that are timed, one adversarial
+RESTING = 6  # workers of candidates that wait for their next turn: some 300 MB each
 
 
 class MachineError(RuntimeError):
@@ -94,6 +95,7 @@ class Bench:
     def _start(self, wrap: Sequence[str]) -> None:
         self.images = ImageStore()
         self._seats: dict[str, Seat] = {}
+        self._resting: list[Manifest] = []  # with a seat, and perhaps with no turn to come; oldest first
         self._library: Worker | None = None
         self._library_has: set[str] = set()
         self._cache = tempfile.TemporaryDirectory(prefix="attnbench-cache-", ignore_cleanup_errors=True)
@@ -196,8 +198,25 @@ class Bench:
     def dismiss(self, manifest: Manifest) -> None:
         """Bury the candidate's worker, if it has one."""
         seat = self._seats.pop(manifest.sha256, None)
+        self._resting = [m for m in self._resting if m.sha256 != manifest.sha256]
         if seat is not None:
             self.pool.bury(seat.worker)
+
+    def rest(self, manifest: Manifest) -> None:
+        """The candidate's turn is over, and another may come: on a CPU the latest few keep their workers.
+
+        There, compiling again would cost most of the time. On a GPU a context costs memory, and compiled
+        kernels are found again in the candidate's cache.
+        """
+        seat = self._seats.get(manifest.sha256)
+        if seat is None or self.kind == "cuda":
+            self.dismiss(manifest)
+            return
+        self.release([seat.worker])
+        seat.worker.stop()  # nothing of it runs while others are timed
+        self._resting = [*(m for m in self._resting if m.sha256 != manifest.sha256), manifest]
+        while len(self._resting) > RESTING:
+            self.dismiss(self._resting.pop(0))
 
     def after_failure(self, worker: Worker, error: WorkerError) -> None:
         """A CUDA context does not survive a device error: such a worker is killed."""
@@ -214,8 +233,9 @@ class Bench:
 
 
 def _lock_device(device: torch.device) -> IO[str]:
-    """One job at a time on a GPU: a lock in the temporary folder, by device index."""
-    name = f"attnbench-{device.type}-{device.index or 0}-{os.getuid()}.lock"
+    """One job at a time on a GPU: a lock in the temporary folder, by the machine's name of the device."""
+    index = machine_name(device.index or 0) if device.type == "cuda" else "0"
+    name = f"attnbench-{device.type}-{index}-{os.getuid()}.lock"
     lock = (Path(tempfile.gettempdir()) / name).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

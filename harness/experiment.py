@@ -232,7 +232,22 @@ def read_experiment(source: str, overrides: dict[str, Any] | None = None) -> Exp
         raise ExperimentError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path}: not TOML: {error}") from error
-    return experiment_of({**data, **(overrides or {})}, str(path))
+    return experiment_of(_narrowed(data, overrides or {}), str(path))
+
+
+def _narrowed(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The file's keys under the overrides; a method that is used on none of the tasks left goes too."""
+    merged, only = {**data, **overrides}, data.get("only")
+    if not isinstance(only, dict) or not {"tasks", "methods"} & set(overrides):
+        return merged
+    methods = list(merged.get("methods", ()))
+    gone = set(data.get("tasks", ())) - set(merged.get("tasks", ()))
+    left = {method: [t for t in tasks if t not in gone] for method, tasks in only.items()}
+    unused = {m for m, tasks in left.items() if not tasks and m not in overrides.get("methods", ())}
+    unused |= set(data.get("methods", ())) - set(methods)
+    merged["only"] = {m: tasks for m, tasks in left.items() if m not in unused}
+    merged["methods"] = [m for m in methods if m not in unused]
+    return merged
 
 
 def experiment_of(data: dict[str, Any], where: str) -> Experiment:

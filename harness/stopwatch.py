@@ -58,7 +58,7 @@ def time_kernel(
     except WorkerError as error:
         return f"it could not be timed: {error}", None
     finally:
-        bench.dismiss(manifest)
+        bench.rest(manifest)
     return "\n".join(lines), math.exp(sum(map(math.log, rates)) / len(rates))
 
 

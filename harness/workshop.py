@@ -98,10 +98,13 @@ class Workshop:
                 entrants.append(build(candidate_trial(manifest, cell, bench), bench))
                 acceptance.admit(entrants[-1])
         except Rejected as rejected:
+            bench.dismiss(manifest)
             told = _cut(rounded(told_of(rejected)))
             return Done(Reply(False, told, rejected.verdict), "", manifest, rejected.verification)
-        finally:
+        except BaseException:
             bench.dismiss(manifest)
+            raise
+        bench.rest(manifest)  # to be measured later
         return Done(Reply(True, "right on every input tried"), "", manifest)
 
     def _time(self, step: Time, commission: Commission, standing: Manifest, seed: int) -> Done:

@@ -48,10 +48,13 @@ def costs_section(of: Generated) -> Section:
     p = of.paid
     if p.exchanges:
         silent = f" ({p.uncounted} did not report tokens)" if p.uncounted else ""
+        tokens = f"{silent}: {p.tokens_in:,} tokens in, {p.tokens_out:,} out"
+        if p.uncounted == p.exchanges:
+            tokens = ", none of which reported tokens"
         notes.append(
             "Trials that ask the same question share its answer, and each is charged for it above. The run "
-            f"itself holds {text.number(p.exchanges, 'exchange')}{silent}: {p.tokens_in:,} tokens in, "
-            f"{p.tokens_out:,} out, USD: {text.usd(p.usd, unpriced=p.unpriced, of=p.exchanges)}."
+            f"itself holds {text.number(p.exchanges, 'exchange')}{tokens}, "
+            f"USD: {text.usd(p.usd, unpriced=p.unpriced, of=p.exchanges)}."
         )
     return Section("generation-cost", "Generation: cost", tuple(notes), (), tables)
 

@@ -75,6 +75,11 @@ class Attempt:
         return tuple(r for r in self.rows if r.measured)
 
     @property
+    def untimed(self) -> bool:
+        """Whether its kernel is right and was timed nowhere: whether it is clean is not known."""
+        return self.correct and not self.rows
+
+    @property
     def stage(self) -> Stage:
         """The last stage it completed; measured only if every cell of its task is ok that counts."""
         if self.ending.verdict is not None:
@@ -186,6 +191,7 @@ class Score:
     scope: str
     trials: int  # that count
     infra: int  # spoilt by the machine: in no rate
+    untimed: int  # right, and not timed in any cell: in no rate of clean ones
     reached: dict[Stage, int]
     failed: dict[Verdict, int]  # verdicts of trials that ended without a right kernel
     correct_at: tuple[PassAt, ...]  # for each of KS
@@ -205,7 +211,10 @@ def score(maker: Maker, scope: str, of: Sequence[Attempt]) -> Score:
         tasks.setdefault(a.task, []).append(a)
 
     def at(stage: Stage) -> tuple[PassAt, ...]:
-        right = [(len(members), sum(a.reached(stage) for a in members)) for members in tasks.values()]
+        known = [
+            [a for a in members if stage is Stage.CORRECT or not a.untimed] for members in tasks.values()
+        ]
+        right = [(len(members), sum(a.reached(stage) for a in members)) for members in known]
         return tuple(passes(right, k) for k in KS)
 
     return Score(
@@ -213,6 +222,7 @@ def score(maker: Maker, scope: str, of: Sequence[Attempt]) -> Score:
         scope=scope,
         trials=len(counted),
         infra=len(of) - len(counted),
+        untimed=sum(a.untimed for a in counted),
         reached={stage: sum(a.reached(stage) for a in counted) for stage in FUNNEL},
         failed=dict(Counter(a.ending.verdict for a in counted if a.ending.verdict is not None)),
         correct_at=at(Stage.CORRECT),

@@ -83,6 +83,7 @@ def _score(s: Score) -> dict[str, object]:
         "scope": s.scope,
         "trials": s.trials,
         "infra": s.infra,
+        "untimed": s.untimed,
         "reached": {stage.value: n for stage, n in s.reached.items()},
         "failed": {verdict.value: n for verdict, n in sorted(s.failed.items())},
         "pass_at": [asdict(x) for x in s.correct_at],

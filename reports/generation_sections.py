@@ -48,6 +48,11 @@ def trials_section(of: Generated) -> Section:
             "answers): in no figure here."
         )
     whole = overall(of.scores)
+    if untimed := sum(s.untimed for s in whole):
+        notes.append(
+            f"{text.number(untimed, 'correct kernel')} {'was' if untimed == 1 else 'were'} not timed in this "
+            "run: in no rate of clean kernels and in no figure of speed."
+        )
     tables = [_funnel(of, whole), _rates(of, whole)]
     if any(s.scope == OVERALL for s in of.scores):
         tables.append(_by_task(of))
@@ -59,6 +64,7 @@ def _funnel(of: Generated, found: list[Score]) -> Table:
         Column("method, model"),
         Column("trials", True),
         *(Column(s.value, True) for s in FUNNEL),
+        Column("correct, not timed", True),
         Column("correct [95 %]", True),
         Column("failed as"),
         Column("infra, apart", True),
@@ -68,6 +74,7 @@ def _funnel(of: Generated, found: list[Score]) -> Table:
             Entry(of.names[s.maker]),
             Entry(str(s.trials)),
             *(Entry(str(s.reached[stage])) for stage in FUNNEL),
+            Entry(str(s.untimed), style="" if s.untimed else "muted"),
             _share(s.correct, s.trials),
             Entry(", ".join(f"{n} {v}" for v, n in sorted(s.failed.items())) or "none failed", style="muted"),
             Entry(str(s.infra), style="" if s.infra else "muted"),

@@ -39,6 +39,29 @@ def test_only_limits_a_method_to_tasks() -> None:
     assert [c.assignment.task for c in found if c.method.name == "tl"] == ["gqa_causal"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "methods", "only"),
+    [
+        ({"tasks": ["mha_causal"]}, ("vanilla", "tl"), {}),
+        ({"tasks": ["gqa_causal"]}, ("vanilla", "tl", "tl-one-stage"), {"tl-one-stage": ("gqa_causal",)}),
+        ({"methods": ["tl"]}, ("tl",), {}),
+        ({"tasks": ["mha_causal"], "methods": ["tl-one-stage"]}, ("tl-one-stage",), {"tl-one-stage": ()}),
+        ({"samples": 2}, ("vanilla", "tl", "tl-one-stage"), {"tl-one-stage": ("gqa_causal", "cross")}),
+    ],
+)
+def test_a_run_of_a_part_leaves_out_methods_that_are_for_the_rest(tmp_path, overrides, methods, only) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(
+        'target = "cpu"\ntasks = ["mha_causal", "gqa_causal", "cross"]\nmodels = "deferred:m"\n'
+        'methods = ["vanilla", "tl", "tl-one-stage"]\nonly = { tl-one-stage = ["gqa_causal", "cross"] }\n'
+    )
+    narrowed = read_experiment(str(file), overrides)
+    assert (narrowed.methods, narrowed.only) == (methods, only)
+    file.write_text(file.read_text().replace('gqa_causal", "cross"] }', 'mla"] }'))
+    with pytest.raises(ExperimentError, match="mla is not among the tasks"):
+        read_experiment(str(file), {"tasks": ["mha_causal"]})
+
+
 def test_a_translator_counts_only_where_something_is_translated() -> None:
     found = commissions(
         given(methods=["vanilla", "tl", "tl-compiled"], models=["deferred:a -> deferred:b"]), KNOWN

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.assignments import Commission, commissions
-from harness.bench import Bench
+from harness.bench import RESTING, Bench
 from harness.experiment import Experiment, experiment_of
 from harness.generate.method import Compile, Examine, Step, Time, Try
 from harness.records import Verdict
@@ -143,3 +143,20 @@ def test_seeds_follow_from_the_trial_whoever_answers(folder: Path) -> None:
     other = commission(folder, model="replay:n").assignment
     assert seed_of(deferred, 3) == seed_of(replay, 3) != seed_of(replay, 4)
     assert seed_of(other, 3) != seed_of(replay, 3)
+
+
+def test_the_latest_kernels_that_passed_keep_their_processes_frozen(do, bench: Bench) -> None:  # type: ignore[no-untyped-def]
+    def seats() -> dict[str, bool]:
+        return {sha: seat.worker.stopped for sha, seat in bench._seats.items() if seat.worker.alive}
+
+    passed = [do(Try("kernel", {"attention.py": f"# {n}\n{GOOD}"})).manifest for n in range(RESTING + 2)]
+    assert seats() == {m.sha256: True for m in passed[2:]}
+    process = bench._seats[passed[2].sha256].worker
+    again = do(Try("kernel", {"attention.py": f"# 2\n{GOOD}"}))  # frozen, and goes on where it is asked
+    assert again.reply.passed and bench._seats[passed[2].sha256].worker is process
+    wrong = do(Try("kernel", {"attention.py": GOOD.replace("out.copy_(", "out.copy_(2 * ")}))
+    assert not wrong.reply.passed and wrong.manifest.sha256 not in seats()
+    assert len(seats()) == RESTING
+    for m in passed:
+        bench.dismiss(m)
+    assert seats() == {}

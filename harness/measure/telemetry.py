@@ -183,9 +183,14 @@ def open_telemetry(device_index: int | None) -> TelemetrySource:
         return NoTelemetry(f"NVML does not know device {device_index}: {error}")
 
 
-def _handle(nvml: Any, device_index: int) -> Any:
+def machine_name(device_index: int) -> str:
+    """What the machine calls the CUDA device of this index: an index of its own or a UUID."""
     listed = [x.strip() for x in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if x.strip()]
-    name = listed[device_index] if device_index < len(listed) else str(device_index)
+    return listed[device_index] if device_index < len(listed) else str(device_index)
+
+
+def _handle(nvml: Any, device_index: int) -> Any:
+    name = machine_name(device_index)
     if name.isdigit():
         return nvml.nvmlDeviceGetHandleByIndex(int(name))
     return nvml.nvmlDeviceGetHandleByUUID(name)

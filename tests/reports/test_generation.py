@@ -119,6 +119,22 @@ def test_a_library_in_disguise_passes_as_correct_but_not_as_clean(
     assert compiled.clean_at[0].value == pytest.approx(1 / 3)
 
 
+def test_a_kernel_that_was_not_timed_is_correct_and_in_no_rate_of_clean_ones(tmp_path: Path) -> None:
+    run = generation_run(tmp_path / "run")
+    lines = (run / "results.jsonl").read_text().splitlines(keepends=True)
+    gone = "tl-compiled-claude-1"  # a library in disguise, as timing it showed
+    kept = [line for line in lines if not (gone in line and "mha_causal" in line)]
+    assert len(kept) < len(lines)
+    (run / "results.jsonl").write_text("".join(kept))
+    data = load_run(run)
+    (compiled,) = (
+        s for s in scores(data, attempts(data)) if (s.maker.method, s.scope) == ("tl-compiled", "mha_causal")
+    )
+    assert compiled.untimed == 1
+    assert compiled.correct_at[0].value == pytest.approx(2 / 3)
+    assert compiled.clean_at[0].value == pytest.approx(1 / 2)
+
+
 @given(st.integers(1, 7), st.data())
 def test_pass_at_k_is_the_share_of_choices_that_hold_a_correct_one(n: int, draw: st.DataObject) -> None:
     c, k = draw.draw(st.integers(0, n)), draw.draw(st.integers(1, n))
