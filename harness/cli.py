@@ -228,6 +228,18 @@ def report(
     commands.report(run, out)
 
 
+@app.command()
+def merge(
+    experiment: Annotated[str, typer.Argument(help="The whole experiment, by name or as a .toml file.")],
+    parts: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of parts of it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The new run's directory.")],
+) -> None:
+    """Make one run of runs that did a part of an experiment each, by --task, --method or --model."""
+    from harness import commands
+
+    commands.merge_runs(experiment, parts, out)
+
+
 def main() -> None:
     """The `attnbench` command."""
     app()

@@ -29,6 +29,7 @@ from harness.experiment import (
     read_experiment,
 )
 from harness.generation_commands import MODEL_ERRORS, Unfinished, make_kernels, prepare, stop_unfinished
+from harness.merge import Merged, merge
 from harness.pipeline import evaluate as run_plan
 from harness.records import RunSummary
 from harness.store import Store, StoreError
@@ -150,6 +151,21 @@ def generate(
     except KeyboardInterrupt:
         fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
     console.print(f"every trial of a model has ended; next: attnbench eval {source} --out {run} --resume")
+
+
+def merge_runs(source: str, parts: Sequence[Path], out: Path) -> None:
+    """One run of several that did a part of an experiment each."""
+
+    def go() -> Merged:
+        experiment = read_experiment(source)
+        return merge(parts, experiment, _as_toml(experiment), out)
+
+    merged = guarded(go)
+    print(
+        f"{merged.results} results, {merged.stories} trials of models and {merged.answers} answers in {out}\n"
+        f"  attnbench eval {source} --out {out} --resume     measures what is missing\n"
+        f"  attnbench report {out}"
+    )
 
 
 def report(run: Path, out: Path | None) -> None:
