@@ -44,9 +44,14 @@ def install(session: nox.Session, *extras: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; options go to pytest (`nox -s tests -- -k store`)."""
+    """Run the tests, two at once but for those that hold bounds of time; options go to one plain pytest
+    (`nox -s tests -- -k store`)."""
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "not alone")
+    session.run("pytest", "-m", "alone")
 
 
 @nox.session

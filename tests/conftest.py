@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+# Tests that hold bounds of time: two of them at once would measure each other (`nox -s tests` runs the
+# rest on two cores first, then these).
+ALONE = ("benchmarks/", "measure/", "tasks/test_suite.py", "test_cli.py", "tl/test_speed.py")
+
 TINY_TASK = '''
 """A tiny causal task for tests."""
 from tasks.masks import causal, causal_pairs
@@ -30,6 +34,14 @@ def attention(q, k, v, out, *, scale):
     s = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf"))
     out.copy_((torch.softmax(s, -1) @ v).transpose(1, 2))
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what must run alone."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).as_posix().startswith(ALONE):
+            item.add_marker("alone")
 
 
 @pytest.fixture

@@ -1,23 +1,12 @@
 """Every wrong input gets one clear sentence on standard error and an exit code; no traceback."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-
-
-def attnbench(
-    *arguments: str, cwd: Path | None = None, timeout: float = 60
-) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "harness.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=timeout)
+from tests.command import attnbench, attnbench_process
 
 
 @pytest.mark.parametrize("command", [[], ["doctor"], ["tasks"], ["tasks", "show"], ["eval"], ["report"]])
@@ -28,7 +17,16 @@ def test_help_answers(command):
 
 
 def test_the_version_is_printed():
-    assert attnbench("--version").stdout.startswith("attnbench")
+    found = attnbench_process("--version")
+    assert found.stdout.startswith("attnbench")
+    assert (found.returncode, found.stdout) == (0, attnbench("--version").stdout)
+
+
+def test_a_process_ends_as_the_command_does(tmp_path):
+    asked = ("eval", "cpu", "--task", "mha_casual")
+    found, same = attnbench_process(*asked, cwd=tmp_path), attnbench(*asked, cwd=tmp_path)
+    assert (found.returncode, found.stdout, found.stderr) == (same.returncode, same.stdout, same.stderr)
+    assert found.returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -59,7 +57,7 @@ def test_a_wrong_word_is_answered_with_the_way_out(arguments, code, says, tmp_pa
 @pytest.mark.parametrize("target", ["a100", "h100", "h200", "l40s", "t4", "rtx8000"])
 def test_a_missing_gpu_is_said_at_once(target):
     begin = time.monotonic()
-    found = attnbench("eval", target)
+    found = attnbench_process("eval", target)
     assert time.monotonic() - begin < 3
     assert found.returncode == 3
     assert "no NVIDIA GPU" in found.stderr

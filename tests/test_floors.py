@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "harness.pipeline",
         "harness.store",
         "harness.journal",
+        "harness.merge",
         "harness.storybook",
         "harness.assignments",
         "harness.generation",

@@ -12,8 +12,8 @@ from harness.merge import merge
 from harness.records import RunSummary
 from harness.store import StoreError
 from reports.dataset import load_run
+from tests.command import attnbench
 from tests.reports.synthetic_trials import PLAN, generation_run
-from tests.test_cli import attnbench
 
 WHOLE = """target = "h100"
 tasks = ["mha_causal", "mla_prefill"]

@@ -60,24 +60,26 @@ def recorded(run: Path) -> list[str]:
     return [json.loads(line)["id"] for line in lines if line.endswith(b"\n")]
 
 
-def workers() -> set[int]:
-    """Process ids of every worker on this machine."""
+def none_left(folder: Path) -> bool:
+    """Whether every worker of runs in `folder` is gone; the kernel may take a moment to bury them."""
+    deadline = time.monotonic() + 5
+    while workers(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not workers(folder)
+
+
+def workers(folder: Path) -> set[int]:
+    """Process ids of workers whose private folders lie in `folder`."""
     found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"harness.worker.child" in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
+            if b"harness.worker.child" in (process / "cmdline").read_bytes() and (
+                str(folder).encode() in (process / "environ").read_bytes()
+            ):
+                found.add(int(process.name))
         except OSError:
             continue
     return found
-
-
-def none_left(before: set[int]) -> bool:
-    """Whether every worker since is gone; the kernel may take a moment to bury them."""
-    deadline = time.monotonic() + 5
-    while workers() - before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not workers() - before
 
 
 @pytest.mark.slow
@@ -93,7 +95,7 @@ def test_ten_kills_lose_nothing_and_repeat_nothing(experiment, tiny_tasks, tmp_p
     expected = recorded(whole)
     assert len(expected) == 9
 
-    run, before = tmp_path / "killed", workers()
+    run = tmp_path / "killed"
     hits = 0
     for _ in range(4 * KILLS):
         if len(recorded(run)) == len(expected):
@@ -113,16 +115,17 @@ def test_ten_kills_lose_nothing_and_repeat_nothing(experiment, tiny_tasks, tmp_p
     assert process.returncode == 0, error + out
     ids = recorded(run)
     assert sorted(ids) == sorted(set(ids)) == sorted(expected)
-    assert none_left(before)
+    assert none_left(tmp_path)
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_says_how_to_go_on(experiment, tiny_tasks, tmp_path, which):
-    run, before = tmp_path / "run", workers()
+    run = tmp_path / "run"
     process = start(experiment, tiny_tasks, run)
     deadline = time.monotonic() + 60
     while not recorded(run) and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert workers(tmp_path)  # there are some to be left
     process.send_signal(which)
     out, error = process.communicate(timeout=60)
     if process.returncode == 0:
@@ -133,4 +136,4 @@ def test_an_interrupt_says_how_to_go_on(experiment, tiny_tasks, tmp_path, which)
     assert "Traceback" not in error
     assert recorded(run)
     assert json.loads((run / "summary.jsonl").read_text().splitlines()[-1])["interrupted"]
-    assert none_left(before)
+    assert none_left(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 
 from harness.tl.corpus_index import corpus
 from harness.tl.diagnostics import CODES
-from tests.test_cli import ROOT, attnbench
+from tests.command import ROOT, Done, attnbench, attnbench_process
 
 MHA = next(entry.text for entry in corpus("reference") if entry.task == "mha")
 SMALL = ("--seq-q", "40", "--heads", "1", "--tile", "BM=16,BN=16")
@@ -79,12 +79,8 @@ def test_check_takes_a_sketch_as_a_sketch() -> None:
     assert piped(sketch, "tl", "check", "-", "--task", "mha_causal").returncode == 1
 
 
-def piped(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "harness.cli", *arguments]
-    return subprocess.run(
-        command, input=text, capture_output=True, text=True, env=env, timeout=60, check=False
-    )
+def piped(text: str, *arguments: str) -> Done:
+    return attnbench(*arguments, stdin=text)
 
 
 def test_run_compares_with_the_oracle_and_counts() -> None:
@@ -154,7 +150,7 @@ def test_lower_shows_what_it_cannot_do_as_a_finding() -> None:
 
 def test_lower_compiles_ahead_of_time() -> None:
     pytest.importorskip("triton")
-    found = attnbench("tl", "lower", "--task", "mha", "--compile", "--json", timeout=200)
+    found = attnbench_process("tl", "lower", "--task", "mha", "--compile", "--json", timeout=200)
     assert found.returncode == 0, found.stderr
     rows = {row["arch"]: row for row in json.loads(found.stdout)}
     assert {"sm_80", "sm_89", "sm_90"} <= set(rows)
@@ -190,7 +186,7 @@ def test_space_says_how_many_choices_fit_and_why_others_do_not() -> None:
 
 @pytest.mark.slow
 def test_mutants_prints_the_table() -> None:
-    found = attnbench("tl", "mutants", "--quick", timeout=250)
+    found = attnbench("tl", "mutants", "--quick")
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("| defect | mutants |")
     assert "False alarms on" in found.stdout
