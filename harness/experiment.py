@@ -236,18 +236,29 @@ def read_experiment(source: str, overrides: dict[str, Any] | None = None) -> Exp
 
 
 def _narrowed(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The file's keys under the overrides; a method that is used on none of the tasks left goes too."""
+    """The file's keys under the overrides; a method that is used on none of the tasks left goes too.
+
+    What is not of the kind that it has to be stays as it is, to be refused with its name.
+    """
     merged, only = {**data, **overrides}, data.get("only")
     if not isinstance(only, dict) or not {"tasks", "methods"} & set(overrides):
         return merged
-    methods = list(merged.get("methods", ()))
-    gone = set(data.get("tasks", ())) - set(merged.get("tasks", ()))
-    left = {method: [t for t in tasks if t not in gone] for method, tasks in only.items()}
-    unused = {m for m, tasks in left.items() if not tasks and m not in overrides.get("methods", ())}
-    unused |= set(data.get("methods", ())) - set(methods)
+    methods = _listed(merged.get("methods"))
+    gone = set(_listed(data.get("tasks"))) - set(_listed(merged.get("tasks")))
+    left = {m: [t for t in ts if t not in gone] if isinstance(ts, list) else ts for m, ts in only.items()}
+    unused = {m for m, tasks in left.items() if tasks == [] and m not in overrides.get("methods", ())}
+    unused |= set(_listed(data.get("methods"))) - set(methods)
     merged["only"] = {m: tasks for m, tasks in left.items() if m not in unused}
-    merged["methods"] = [m for m in methods if m not in unused]
+    if methods:
+        merged["methods"] = [m for m in methods if m not in unused]
     return merged
+
+
+def _listed(value: object) -> list[str]:
+    """One name or several; nothing of what is neither."""
+    if isinstance(value, str):
+        return [value]
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 def experiment_of(data: dict[str, Any], where: str) -> Experiment:

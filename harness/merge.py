@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -57,12 +58,15 @@ def merge(parts: Sequence[Path], whole: Experiment, text: str, out: Path) -> Mer
     """
     for path in parts:
         _require_part(path, whole)
+    if (out / "results.jsonl").exists() or (out / "experiment.toml").exists():
+        raise StoreError(f"{out} holds a run already; choose another --out")
     with contextlib.ExitStack() as stack:
         opened = [_open(stack, path, resume=True) for path in parts]
         results = _joined(opened, lambda p: p.store.results, "result")
         answers = _joined(opened, lambda p: p.book.exchanges, "answer")
         stories = _joined(opened, _Part.stories, "story")
-        into = _open(stack, out, resume=False)
+    with _whole_or_not_at_all(out) as fresh, contextlib.ExitStack() as stack:
+        into = _open(stack, fresh, resume=False)
         into.store.add_experiment(text)
         for path in parts:
             _copy_surroundings(path, into.store)
@@ -75,6 +79,18 @@ def merge(parts: Sequence[Path], whole: Experiment, text: str, out: Path) -> Mer
         for summary in sorted(_summaries(parts), key=lambda s: s.started_at):
             into.store.add_summary(summary)
     return Merged(len(results), len(stories), len(answers))
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` in the end: half a merge would pass for a run to resume."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            yield Path(scratch) / "run"
+            (Path(scratch) / "run").rename(out)
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error.strerror}. Nothing was changed.") from error
 
 
 def _require_part(path: Path, whole: Experiment) -> None:

@@ -62,6 +62,32 @@ def test_a_run_of_a_part_leaves_out_methods_that_are_for_the_rest(tmp_path, over
         read_experiment(str(file), {"tasks": ["mha_causal"]})
 
 
+@pytest.mark.parametrize(
+    ("line", "with_line", "says"),
+    [
+        ("tasks = 5", "only = { tl = ['mha'] }", "tasks"),
+        ("tasks = ['mha']", "only = { tl = 5 }", "only.tl"),
+        ("tasks = ['mha']", "only = { tl = 'mha' }", "only.tl"),
+        ("tasks = ['mha']", "only = 5", "only"),
+    ],
+)
+def test_a_part_of_what_is_not_sound_is_refused_by_name(tmp_path, line, with_line, says) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(f'target = "cpu"\n{line}\n{with_line}\nmethods = "tl"\nmodels = "deferred:m"\n')
+    with pytest.raises(ExperimentError, match=says):
+        read_experiment(str(file), {"methods": ["tl"]} if "5" in line else {"tasks": ["mha"]})
+
+
+def test_one_name_instead_of_a_list_is_narrowed_too(tmp_path) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(
+        'target = "cpu"\ntasks = ["mha", "cross"]\nmethods = "tl"\nonly = { tl = ["cross", "mha"] }\n'
+        'models = "deferred:m"\n'
+    )
+    narrowed = read_experiment(str(file), {"tasks": ["mha"]})
+    assert (narrowed.methods, narrowed.only) == (("tl",), {"tl": ("mha",)})
+
+
 def test_a_translator_counts_only_where_something_is_translated() -> None:
     found = commissions(
         given(methods=["vanilla", "tl", "tl-compiled"], models=["deferred:a -> deferred:b"]), KNOWN

@@ -10,7 +10,7 @@ import pytest
 from harness.experiment import ExperimentError, experiment_of, read_experiment
 from harness.merge import merge
 from harness.records import RunSummary
-from harness.store import StoreError
+from harness.store import Store, StoreError
 from reports.dataset import load_run
 from tests.command import attnbench
 from tests.reports.synthetic_trials import PLAN, generation_run
@@ -152,6 +152,24 @@ def test_a_run_that_is_being_written_and_one_that_is_there_are_refused(tmp_path:
         merge([folder], experiment, WHOLE, folder)
     with pytest.raises(ExperimentError, match="holds no run"):
         merge([tmp_path / "nowhere"], experiment, WHOLE, tmp_path / "out")
+
+
+def test_a_merge_that_fails_leaves_nothing(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, before = part(tmp_path / "a", "mha_causal"), set(tmp_path.iterdir())
+
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Store, "add_summary", full)
+    with pytest.raises(StoreError, match="full"):
+        merge([folder], read_experiment(str(whole)), WHOLE, tmp_path / "out")
+    assert set(tmp_path.iterdir()) == before
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot write"):
+        merge([folder], read_experiment(str(whole)), WHOLE, tmp_path / "file" / "out")
 
 
 def test_the_command_says_what_it_made_and_what_comes_next(tmp_path: Path, whole: Path) -> None:

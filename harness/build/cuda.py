@@ -79,10 +79,15 @@ class Source:
         key = (name, tuple(sorted((k, str(v)) for k, v in (defines or {}).items())), device_arch(), device)
         found = self._kernels.get(key)
         if found is None:
-            cache = Path(os.environ.get(CACHE_VARIABLE) or Path(tempfile.gettempdir()) / "attnbench-cuda")
+            cache = Path(os.environ.get(CACHE_VARIABLE) or _own_cache())
             product = compiled(self.recipe(name, device_arch(), defines), cache)
             found = self._kernels[key] = Kernel(product, name)
         return found
+
+
+def _own_cache() -> Path:
+    """A folder of this user's alone, where nobody said which."""
+    return Path(tempfile.gettempdir()) / f"attnbench-cuda-{os.getuid()}"
 
 
 class Kernel:

@@ -29,6 +29,8 @@ LIMIT_S = 120.0  # a large CuTe kernel takes 10 s on a slow core
 LOG_CHARACTERS = 20_000  # of a compiler's log that are kept
 INSTALL = "pip install 'attnbench[cuda]'"
 OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v", "-DNDEBUG")
+# What the compiling process gets of the environment: a source can include /proc/self/environ.
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "TMPDIR")
 _ARCH = re.compile(r"(sm|compute)_\d{2,3}[a-z]?")
 
 
@@ -104,7 +106,8 @@ def _in_a_process(recipe: Recipe, limit_s: float) -> Product:
         command = [sys.executable, "-m", "harness.build.nvrtc", str(out)]
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        env = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        env["PYTHONPATH"] = os.pathsep.join(paths)
         try:
             done = subprocess.run(
                 command, input=json.dumps(asdict(recipe)), text=True, capture_output=True, timeout=limit_s,

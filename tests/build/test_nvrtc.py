@@ -163,6 +163,17 @@ def test_a_compilation_ends_at_its_time_limit(cache: Path) -> None:
         compiled(Recipe(source, "sm_80", ("k",)), cache, limit_s=0.3)
 
 
+def test_a_source_does_not_see_the_keys_of_whoever_compiles_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-planted")
+    spying = replace(RECIPE, source='#include "/proc/self/environ"\n' + SCALE)
+    with pytest.raises(CompileError) as caught:
+        compiled(spying, cache)
+    assert "PYTHONPATH" in str(caught.value)  # it was read, and it is in the log
+    assert "planted" not in str(caught.value)
+
+
 def test_one_that_fails_takes_nobody_along(cache: Path) -> None:
     bad = replace(RECIPE, source="oops")
     first, second, third = compile_all([RECIPE, bad, replace(RECIPE, arch="sm_90")], cache)
