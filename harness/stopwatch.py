@@ -94,7 +94,9 @@ def tile_search(program: str, brief: Brief, scratch: Path) -> tuple[Lowered | No
     report = check(program, brief.task, target=brief.target, dtype=brief.workloads[0].dtype)
     if report.program is None:
         return None, {}
-    tuned, lowered = tune(report.program, brief.task, brief.target, brief.workloads, scratch)
+    tuned, lowered = tune(
+        report.program, brief.task, brief.target, brief.workloads, scratch, None, brief.backend
+    )
     best: dict[str, str] = {}
     for workload in brief.workloads:
         mine = [t for t in tuned.timings if t.cell == workload.key and t.time_ms is not None]

@@ -208,9 +208,10 @@ def tune(
         str | None, typer.Option("--target", help="What this machine is [as its GPU says].")
     ] = None,
     dtype: Dtype = "fp16",
+    backend: Annotated[str, typer.Option("--backend", help="triton or cuda (CuTe).")] = "triton",
     as_json: Json = False,
 ) -> None:
     """Time every choice of tiles and launches on this GPU, and write a candidate with the best per shape."""
     from harness import tl_tune
 
-    tl_tune.run(file, task, task_folders or [], target, workloads or ["models"], dtype, out, as_json)
+    tl_tune.run(file, task, task_folders or [], target, workloads or ["models"], dtype, out, as_json, backend)

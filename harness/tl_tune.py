@@ -20,7 +20,7 @@ from harness.tl.check import check
 from harness.tl.lower.lowered import Lowered, LowerError
 from harness.tl_commands import dtype_of, program_of
 from harness.tl_text import print_findings
-from harness.tuning import Tuned, choices, tune
+from harness.tuning import TUNABLE, Tuned, choices, tune
 from tasks import Task, Workload
 
 _RECORD = "tuning.json"
@@ -29,9 +29,11 @@ _SHOWN = 4  # choices of a cell in the table
 
 def run(
     path: Path | None, task_name: str | None, folders: Sequence[Path], target_name: str | None,
-    sets: Sequence[str], dtype: str, out: Path, as_json: bool,
+    sets: Sequence[str], dtype: str, out: Path, as_json: bool, backend: str = "triton",
 ) -> None:  # fmt: skip
     """Time every choice that fits on every workload of the sets; ends the command where it cannot."""
+    if backend not in TUNABLE:
+        fail(f"no choices of {backend} are searched; choose one of {', '.join(TUNABLE)}", EXIT_USAGE)
     source, task = program_of(path, task_name, folders)
     report = check(source.text, task, dtype=dtype_of(dtype))
     if report.program is None:
@@ -46,11 +48,11 @@ def run(
             EXIT_USAGE,
         )
     program = report.program
-    if not any(choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize) for w in workloads):
+    if not any(choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend) for w in workloads):
         fail(f"no choice of the program's tiles fits on {target.name}; see: attnbench tl space", EXIT_FOUND)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            tuned, lowered = tune(program, task, target, workloads, Path(scratch))
+            tuned, lowered = tune(program, task, target, workloads, Path(scratch), None, backend)
     except LowerError as error:
         fail(str(error), EXIT_FOUND)
     folder = _write(tuned, lowered, out)

@@ -21,12 +21,16 @@ import torch
 
 from harness.targets import Target
 from harness.tl import ir
+from harness.tl.lower import cute_choices
 from harness.tl.lower.choices import Row, accumulator_registers, candidates, shared_bytes
+from harness.tl.lower.cute import lower_cute
 from harness.tl.lower.lowered import Lowered
 from harness.tl.lower.triton import lower_triton
 from tasks import Task, Workload
 
 _REGISTERS = 200  # of f32 tiles a thread; past that every choice seen spilled
+_COMPILERS = {"triton": lower_triton, "cuda": lower_cute}  # whose candidates take a table of choices
+TUNABLE = tuple(_COMPILERS)
 _RETRIED = 3  # choices timed once more, longer, before one is taken
 
 
@@ -64,8 +68,12 @@ class Tuned:
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def choices(program: ir.Program, target: Target, dim: int, dim_v: int, element: int) -> list[dict[str, int]]:
+def choices(
+    program: ir.Program, target: Target, dim: int, dim_v: int, element: int, backend: str = "triton"
+) -> list[dict[str, int]]:
     """The tile and launch choices worth compiling: those whose tiles fit in shared memory and registers."""
+    if backend == "cuda":
+        return cute_choices.fitting(program, target, dim, dim_v)
     limit = (target.smem_per_block or 99 * 1024) - 2048
     return [
         c
@@ -82,17 +90,19 @@ def tune(
     workloads: Sequence[Workload],
     scratch: Path,
     workers: int | None = None,
+    backend: str = "triton",
 ) -> tuple[Tuned, Lowered]:
     """The best choice for each workload by measuring, and the candidate with that table."""
     began = time.monotonic()
     spaces = {
-        (w.dim, w.dim_v): choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize) for w in workloads
+        (w.dim, w.dim_v): choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend)
+        for w in workloads
     }
     smallest = {
         dims: min((w for w in workloads if (w.dim, w.dim_v) == dims), key=lambda w: w.seq_q * w.batch)
         for dims in spaces
     }
-    source = _searchable(program, task, spaces)
+    source = _searchable(program, task, spaces, backend)
     folder = source.write(scratch / source.name)
     jobs = [
         (str(folder), smallest[dims], task.name, choice) for dims, space in spaces.items() for choice in space
@@ -113,14 +123,17 @@ def tune(
             rows.setdefault((row.bytes, row.dim, row.seq), row)
     tuned.rows = tuple(rows[k] for k in sorted(rows))
     tuned.wall_s = time.monotonic() - began
-    return tuned, lower_triton(program, task, target, tuned.rows or None)
+    return tuned, _COMPILERS[backend](program, task, target, tuned.rows or None, None)
 
 
 def _searchable(
-    program: ir.Program, task: Task, spaces: Mapping[tuple[int, int], Iterable[Mapping[str, int]]]
+    program: ir.Program,
+    task: Task,
+    spaces: Mapping[tuple[int, int], Iterable[Mapping[str, int]]],
+    backend: str,
 ) -> Lowered:
     everything = [Row.of(2, 1 << 20, n, c) for n, c in enumerate(x for s in spaces.values() for x in s)]
-    return lower_triton(program, task, None, everything)
+    return _COMPILERS[backend](program, task, None, everything, None)
 
 
 def _best(

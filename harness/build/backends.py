@@ -34,6 +34,7 @@ BACKENDS: Mapping[str, Backend] = {
     for backend in (
         Backend("torch", "PyTorch", "torch", _BOTH, _BOTH, True),
         Backend("triton", "Triton", "triton", _BOTH, _CUDA, True),
+        Backend("cuda", "CUDA C++ with CuTe", "cuda.bindings", _CUDA, _CUDA, True),
         Backend("numba", "Numba", "numba", _CPU, _CPU, False),
     )
 }

@@ -20,13 +20,15 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 
+from harness.build.launches import PLANNER, Dim, LaunchError, PlannedKernel, passed, three
 from harness.build.nvrtc import CompileError, CompilerMissing, Recipe, compiled
 from harness.build.products import Product
+from harness.build.resources import KernelFacts, facts
+from harness.build.tensor_maps import tensor_map
 
 __all__ = ["CompileError", "CompilerMissing", "Kernel", "LaunchError", "Source", "device_arch", "tensor_map"]
 
@@ -35,15 +37,12 @@ CACHE_VARIABLE, ARCH_VARIABLE = "ATTNBENCH_CUDA_CACHE", "ATTNBENCH_CUDA_ARCH"
 HEADER_SUFFIXES = (".cuh", ".h", ".hpp")
 STATIC_SHARED_BYTES = 48 << 10  # beyond that a kernel has to opt in
 
-Dim = int | tuple[int, ...]
-
-
-class LaunchError(RuntimeError):
-    """The driver refused code or a launch; the text says what was asked for."""
-
 
 def device_arch() -> str:
     """What to compile for: the variable's word, else the current device's, with its own instructions."""
+    planner = PLANNER.get()
+    if planner is not None:
+        return planner.arch
     given = os.environ.get(ARCH_VARIABLE)
     if given:
         return given
@@ -56,9 +55,11 @@ class Source:
 
     def __init__(self, file: str, name: str = "kernel.cu") -> None:
         self._path = Path(file).parent / name
-        self._kernels: dict[tuple[str, tuple[tuple[str, str], ...], str, int], Kernel] = {}
+        self._kernels: dict[tuple[object, ...], Kernel] = {}
 
-    def recipe(self, name: str, arch: str, defines: Mapping[str, object] | None = None) -> Recipe:
+    def recipe(
+        self, name: str, arch: str, defines: Mapping[str, object] | None = None, optimize: int = 3
+    ) -> Recipe:
         """What a compilation of one kernel depends on; raises CompileError where the file is missing."""
         folder = self._path.parent
         try:
@@ -68,26 +69,49 @@ class Source:
         except (OSError, UnicodeDecodeError) as error:
             raise CompileError(f"{self._path.name} cannot be read: {error}") from error
         pairs = tuple(sorted((key, str(value)) for key, value in (defines or {}).items()))
-        return Recipe(text, arch, (name,), pairs, headers, self._path.name)
+        return Recipe(text, arch, (name,), pairs, headers, self._path.name, optimize)
 
-    def kernel(self, name: str, defines: Mapping[str, object] | None = None) -> Kernel:
+    def kernel(
+        self, name: str, defines: Mapping[str, object] | None = None, optimize: int | Sequence[int] = 3
+    ) -> Kernel:
         """The kernel that C++ calls `name` (`f`, `ns::f`, `f<64, half>`), with macros; compiled once.
 
-        Raises CompileError with the compiler's log, CompilerMissing, LaunchError.
+        `optimize`: ptxas' level, or several: the first at which nothing spills, else the last. Raises
+        CompileError with the compiler's log, CompilerMissing, LaunchError. While launches are planned, gives
+        what plans them.
         """
+        levels = (optimize,) if isinstance(optimize, int) else tuple(optimize)
+        planner = PLANNER.get()
+        if planner is not None:
+            recipes = tuple(self.recipe(name, planner.arch, defines, level) for level in levels)
+            return cast(Kernel, PlannedKernel(recipes, planner))
         device = torch.cuda.current_device()
-        key = (name, tuple(sorted((k, str(v)) for k, v in (defines or {}).items())), device_arch(), device)
+        macros = tuple(sorted((k, str(v)) for k, v in (defines or {}).items()))
+        key = (name, macros, device_arch(), levels, device)
         found = self._kernels.get(key)
         if found is None:
             cache = Path(os.environ.get(CACHE_VARIABLE) or _own_cache())
-            product = compiled(self.recipe(name, device_arch(), defines), cache)
+            recipes = tuple(self.recipe(name, device_arch(), defines, level) for level in levels)
+            product = first_without_spills(recipes, cache)
             found = self._kernels[key] = Kernel(product, name)
         return found
+
+
+def first_without_spills(recipes: Sequence[Recipe], cache: Path) -> Product:
+    """Compiled in turn until kernels keep all in registers; the last where none does. Raises CompileError."""
+    for recipe in recipes:
+        product = compiled(recipe, cache)
+        if not product.cubin or not any(kernel.spill_bytes for kernel in facts(product)):
+            break
+    return product
 
 
 def _own_cache() -> Path:
     """A folder of this user's alone, where nobody said which."""
     return Path(tempfile.gettempdir()) / f"attnbench-cuda-{os.getuid()}"
+
+
+LOADED: list[Kernel] = []  # every kernel that this process has loaded, in order
 
 
 class Kernel:
@@ -111,10 +135,18 @@ class Kernel:
         self._kernel = self._ask(driver.cuLibraryGetKernel(self._library, symbol), f"find {name}")
         self._function = self._ask(driver.cuKernelGetFunction(self._kernel), f"load {name}")
         self._shared = STATIC_SHARED_BYTES
+        self.launched: tuple[int, int] | None = None  # threads, bytes, of the last launch
+        LOADED.append(self)
+
+    @property
+    def facts(self) -> KernelFacts | None:
+        """Registers, spills, tensor-core instructions; None where the driver compiles the PTX."""
+        symbol = self.product.lowered[self.name]
+        return next((f for f in facts(self.product) if f.symbol == symbol), None)
 
     def __getitem__(self, launch: tuple[Dim, Dim] | tuple[Dim, Dim, int]) -> Launch:
         grid, block, *shared = launch
-        return Launch(self, _three(grid), _three(block), shared[0] if shared else 0)
+        return Launch(self, three(grid), three(block), shared[0] if shared else 0)
 
     def launch(
         self, grid: tuple[int, int, int], block: tuple[int, int, int], shared: int, args: Sequence[object]
@@ -126,6 +158,7 @@ class Kernel:
             what = f"give {self.name} {shared} bytes of shared memory"
             self._ask(driver.cuFuncSetAttribute(self._function, attribute, shared), what)
             self._shared = shared
+        self.launched = (block[0] * block[1] * block[2], shared)
         values = [passed(argument) for argument in args]
         pointers = (ctypes.c_void_p * max(1, len(values)))(*(ctypes.addressof(v) for v in values))
         stream = torch.cuda.current_stream().cuda_stream
@@ -153,73 +186,3 @@ class Launch:
 
     def __call__(self, *args: object) -> None:
         self._kernel.launch(self._grid, self._block, self._shared, args)
-
-
-def _three(dim: Dim) -> tuple[int, int, int]:
-    sizes = (dim,) if isinstance(dim, int) else tuple(dim)
-    if not 1 <= len(sizes) <= 3 or any(n < 1 for n in sizes):
-        raise LaunchError(f"a grid or a block has one to three sizes from 1 on, not {dim!r}")
-    x, y, z = (*sizes, 1, 1)[:3]
-    return x, y, z
-
-
-def passed(argument: object) -> Any:
-    """An argument as C has it; raises TypeError for what has no such form."""
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, bool):
-        return ctypes.c_bool(argument)
-    if isinstance(argument, int):
-        if not -(2**31) <= argument < 2**31:
-            raise TypeError(f"{argument} is no 32-bit int; pass ctypes.c_int64({argument}) for a 64-bit one")
-        return ctypes.c_int32(argument)
-    if isinstance(argument, float):
-        return ctypes.c_float(argument)
-    if isinstance(argument, ctypes._SimpleCData | ctypes.Structure | ctypes.Array):
-        return argument
-    raise TypeError(f"a kernel takes no {type(argument).__name__}; pass a tensor, a number or a ctypes value")
-
-
-# --- tensor maps, for the copy engine of sm_90 ------------------------------------------------------------
-
-
-class TensorMap(ctypes.Structure):
-    """A CUtensorMap, to be declared as `const __grid_constant__ CUtensorMap`."""
-
-    _fields_ = (("opaque", ctypes.c_uint64 * 16),)
-
-
-SWIZZLES = (0, 32, 64, 128)  # bytes
-
-
-def tensor_map(tensor: Tensor, box: Sequence[int], swizzle: int = 128) -> TensorMap:
-    """Of a tensor, its last axis contiguous, in boxes of so many elements along each axis (at most five).
-
-    What lies outside the tensor is read as 0. Raises LaunchError.
-    """
-    from cuda.bindings import driver
-
-    rank = tensor.dim()
-    if len(box) != rank or swizzle not in SWIZZLES or tensor.stride(-1) != 1:
-        raise LaunchError(
-            f"a box of {len(box)} sizes, swizzle {swizzle}, strides {tensor.stride()}: no tensor map"
-        )
-    kinds = driver.CUtensorMapDataType
-    kind = {
-        torch.float16: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        torch.bfloat16: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        torch.float32: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-    }[tensor.dtype]
-    sizes = [driver.cuuint64_t(n) for n in reversed(tensor.shape)]
-    strides = [driver.cuuint64_t(s * tensor.element_size()) for s in reversed(tensor.stride()[:-1])]
-    boxes, ones = [driver.cuuint32_t(n) for n in reversed(box)], [driver.cuuint32_t(1)] * rank
-    status, made = driver.cuTensorMapEncodeTiled(
-        kind, rank, tensor.data_ptr(), sizes, strides, boxes, ones,
-        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle(SWIZZLES.index(swizzle)),
-        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-    )  # fmt: skip
-    if int(status) != 0:
-        raise LaunchError(f"no tensor map of {tuple(tensor.shape)} in boxes of {tuple(box)}: {status!r}")
-    return TensorMap((ctypes.c_uint64 * 16)(*(int(word) for word in made.opaque)))

@@ -48,6 +48,8 @@ class Recipe:
 
     `arch`: sm_XX gives machine code and PTX, compute_XX gives PTX for the driver to compile. `names`: the
     kernels wanted, as C++ names them; templates are instantiated. `headers`: name -> text, to #include.
+    `optimize`: ptxas' level, 0 to 3; 2 keeps fewer values ready, so that kernels at the edge of the
+    register file do not spill.
     """
 
     source: str
@@ -56,6 +58,7 @@ class Recipe:
     defines: tuple[tuple[str, str], ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     file: str = "kernel.cu"
+    optimize: int = 3
 
     def __post_init__(self) -> None:
         if not _ARCH.fullmatch(self.arch):
@@ -128,9 +131,12 @@ def _in_a_process(recipe: Recipe, limit_s: float) -> Product:
 
 # --- what is installed -----------------------------------------------------------------------------------
 
+# Headers of the host's standard library that device code includes by habit; NVRTC has none.
+SHIMS = Path(__file__).parent / "include"
 # What must be found in a folder of headers, and the package that brings it.
 _HEADERS = {
     "cuda_fp16.h": "nvidia-cuda-runtime",
+    "crt/mma.h": "nvidia-cuda-crt",
     "cuda/std/tuple": "nvidia-cuda-cccl",
     "cute/tensor.hpp": "nvidia-cutlass",
 }
@@ -149,7 +155,7 @@ def include_folders() -> tuple[Path, ...]:
         if holding is None:
             raise CompilerMissing(f"no {header}: {package} is not installed ({INSTALL})")
         folders.append(holding)
-    return tuple(dict.fromkeys(folders))
+    return (*dict.fromkeys(folders), SHIMS)
 
 
 def _candidates() -> Iterator[Path]:
@@ -205,7 +211,8 @@ def _compile(recipe: Recipe) -> Product:
     )
     for name in recipe.names:
         ask(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    options = [f"--gpu-architecture={recipe.arch}", *OPTIONS, *(f"-I{f}" for f in include_folders())]
+    options = [f"--gpu-architecture={recipe.arch}", *OPTIONS, f"--ptxas-options=-O{recipe.optimize}"]
+    options += [f"-I{folder}" for folder in include_folders()]
     options += [f"-D{name}={value}" for name, value in recipe.defines]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
     log = b" " * ask(nvrtc.nvrtcGetProgramLogSize(program))

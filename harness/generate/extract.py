@@ -10,9 +10,16 @@ from dataclasses import dataclass, field
 ENTRY = "attention.py"
 _FENCE = re.compile(r"^ {0,3}(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)$")
 _PYTHON = frozenset(("", "python", "py", "python3", "triton", "numba", "code"))
+_CUDA = frozenset(("cuda", "cu", "cpp", "c++", "cxx", "cuda-cpp", "c"))
+CUDA_FILE = "kernel.cu"
 _TL = frozenset(("", "tl", "llm-tl", "llmtl", "text", "plaintext", "code"))
 _DEFINES = re.compile(r"^(?:async )?def attention\s*\(|^attention\s*=", re.MULTILINE)
 _FILE = re.compile(r"(?P<name>[A-Za-z_][\w\-]*(?:/[\w\-]+)*\.(?:py|cu|cuh|h))")
+_DIRECTIVE = re.compile(r"#\s*(?:include|define|undef|pragma|if|ifdef|ifndef|error)\b")
+# A C++ comment that begins with a file's name; one that only mentions a header does not name its block.
+_NAMED_IN_COMMENT = re.compile(
+    r"(?://|/\*)[\s*`]*(?:file(?:name)?:?\s*)?`?" + _FILE.pattern + r"`?\s*(?:$|\*/|[:,(—–-])", re.I
+)
 _STATEMENT = re.compile(r"^\s*(?:kernel|tile|grid|allocate|copy|compute|reshape|for|schedule)\b", re.I | re.M)
 
 
@@ -37,7 +44,9 @@ class Block:
         if found := _FILE.search(self.info):
             return found["name"]
         first = self.text.lstrip("\n").partition("\n")[0].strip()
-        if first.startswith("#") and (found := _FILE.search(first)):
+        if first.startswith("#") and not _DIRECTIVE.match(first) and (found := _FILE.search(first)):
+            return found["name"]
+        if found := _NAMED_IN_COMMENT.match(first):
             return found["name"]
         found = _FILE.search(self.before)
         return found["name"] if found and len(self.before.split()) <= 6 else None
@@ -81,10 +90,10 @@ def kernel_of(answer: str) -> Code:
     Of several blocks that define `attention`, the last one counts: it is the corrected one. Without
     fences the whole answer counts where it is Python.
     """
-    fenced = [b for b in blocks(answer) if b.language in _PYTHON or b.filename is not None]
-    if not fenced:
-        return _bare(answer)
-    entries = [b for b in fenced if _DEFINES.search(b.text)]
+    fenced = [b for b in blocks(answer) if b.language in _PYTHON | _CUDA or b.filename is not None]
+    if not any(b.language not in _CUDA for b in fenced):
+        return _bare(answer) if not fenced else Code(problem="no fenced block defines `attention`")
+    entries = [b for b in fenced if b.language not in _CUDA and _DEFINES.search(b.text)]
     if not entries:
         return Code(problem="no fenced block defines `attention`")
     entry = entries[-1]
@@ -93,6 +102,9 @@ def kernel_of(answer: str) -> Code:
         name = block.filename
         if name is not None and block is not entry and not _DEFINES.search(block.text):
             files[name.lstrip("./")] = block.text
+    unnamed = [b for b in fenced if b.language in _CUDA and b.filename is None]
+    if unnamed and not any(name.endswith(".cu") for name in files):
+        files[CUDA_FILE] = unnamed[-1].text  # as for `attention`: the last one is the corrected one
     if entry.open:
         return (
             Code(problem="the fenced block is never closed: the answer was cut off")

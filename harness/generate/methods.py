@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.generate.method import Method
-from harness.generate.two_stage import tl, tl_compiled, tl_one_stage
+from harness.generate.two_stage import tl, tl_compiled, tl_one_stage, tl_unguided
 from harness.generate.vanilla import vanilla, vanilla_cot
 
 METHODS: Mapping[str, Method] = {
@@ -23,6 +23,12 @@ METHODS: Mapping[str, Method] = {
             "tl-one-stage",
             "program in LLM-TL without a sketch, translation by a model",
             tl_one_stage,
+            translates=True,
+        ),
+        Method(
+            "tl-unguided",
+            "as tl, but without the guide that the translation has: the ablation of the guide",
+            tl_unguided,
             translates=True,
         ),
         Method("tl-compiled", "sketch, program in LLM-TL, the compiler", tl_compiled),

@@ -35,6 +35,13 @@ def tl(brief: Brief) -> Story:
     yield from _translate(brief, program, findings)
 
 
+def tl_unguided(brief: Brief) -> Story:
+    """As `tl`, but the translation is asked for without the guide to the backend: does the guide help?"""
+    talk = yield from _sketch(brief)
+    program, findings = yield from _program(brief, talk, brief.turns - KEPT_FOR_KERNEL)
+    yield from _translate(brief, program, findings, guided=False)
+
+
 def tl_one_stage(brief: Brief) -> Story:
     """The program without a sketch before it, then a translation by a model."""
     talk = Conversation(render("tl-one-stage", brief))
@@ -95,8 +102,8 @@ def _ask_again(brief: Brief, talk: Conversation, answer: Answer) -> None:
     talk.tell(render("program-feedback", brief, missing=True, cut=cut, source="", told=""))
 
 
-def _translate(brief: Brief, program: str, findings: str) -> Story:
-    prompt = render("translate", brief, program=program.strip("\n"), findings=findings)
+def _translate(brief: Brief, program: str, findings: str, guided: bool = True) -> Story:
+    prompt = render("translate", brief, program=program.strip("\n"), findings=findings, guided=guided)
     yield from kernel_story(brief, prompt, stage="translation", role="translate", program=program)
 
 

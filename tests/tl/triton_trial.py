@@ -18,8 +18,8 @@ import torch
 from harness.tl import ir
 from harness.tl.corpus_index import Entry, corpus
 from harness.tl.interpret import interpret
+from harness.tl.lower.backends import lower
 from harness.tl.lower.lowered import Lowered
-from harness.tl.lower.triton import lower_triton
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
 from tasks import Task, Workload, find
@@ -86,6 +86,7 @@ class Trial:
     workloads: tuple[Workload, ...]
     choice: tuple[tuple[str, int], ...] = ()
     device: str = "cpu"
+    backend: str = "triton"
 
 
 def run_trial(trial: Trial) -> list[float]:
@@ -95,7 +96,7 @@ def run_trial(trial: Trial) -> list[float]:
     prog = resolve(parse(trial.text), task)
     choice = dict(trial.choice) or dict(prog.defaults)
     with tempfile.TemporaryDirectory() as folder:
-        module = load(lower_triton(prog, task, choice=choice), Path(folder))
+        module = load(lower(prog, task, trial.backend, choice=choice), Path(folder))
         return [difference(module, task, prog, w, choice, trial.device) for w in trial.workloads]
 
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from harness.tl import ir
-from harness.tl.lower.lowered import LowerError
-from harness.tl.lower.triton_layout import WIDTH, call, expression, statement
+from harness.tl.lower.host import declaration, largest, python_text, sizes
+from harness.tl.lower.triton_layout import call, expression, statement
 from harness.tl.lower.triton_loops import KernelText
 from harness.tl.lower.triton_memory import Access
 from harness.tl.lower.triton_signature import Signature
@@ -63,37 +63,15 @@ def host_side(program: ir.Program, task: TaskLike, parts: Sequence[tuple[KernelT
     opening = [line for name, line in _opening(task).items() if name in used]
     if tiles := [name for name, _ in program.parameters if name in used]:
         opening.append(f"{', '.join(tiles)} = {', '.join(f'choice.{name}' for name in tiles)}")
-    lines = [line for code in [*_sizes(task), *opening] for line in statement(code, 1)] + lines
-    return HOST + "\n\n" + "\n".join([*_declaration(task), *lines]) + "\n"
-
-
-def _declaration(task: TaskLike) -> list[str]:
-    parameters = [f"{t.name}: Tensor" for t in task.tensors]
-    parameters += ["*", "scale: float", *(f"{p.name}: {p.type}" for p in task.parameters)]
-    one = f"def attention({', '.join(parameters)}) -> None:"
-    head = [one] if len(one) <= WIDTH else call("def attention", [parameters], 0, ") -> None:")
-    about = f"Write the attention of `{task.name}` to `{task.tensors[-1].name}` on the current stream."
-    return [*head, f'    """{about}"""']
-
-
-def _sizes(task: TaskLike) -> list[str]:
-    """Every size from the first input that has it."""
-    lines: list[str] = []
-    known: set[str] = set()
-    for tensor in task.tensors:
-        fresh = {a for a in tensor.axes if a in SIZES and a not in known}
-        if fresh and tensor.role == "input":
-            names = ", ".join(a if a in fresh else "_" for a in tensor.axes)
-            lines.append(f"{names}{',' if len(tensor.axes) == 1 else ''} = {tensor.name}.shape")
-            known |= fresh
-    return lines
+    lines = [line for code in [*sizes(task), *opening] for line in statement(code, 1)] + lines
+    return HOST + "\n\n" + "\n".join([*declaration(task), *lines]) + "\n"
 
 
 def _opening(task: TaskLike) -> dict[str, str]:
     """What the launches may need, by name: those that none needs are left out."""
     tensors = [t.name for t in task.tensors]
     first = tensors[0]
-    dims, lengths = _largest(task, "dim", "dim_v"), _largest(task, "seq_q", "seq_k")
+    dims, lengths = largest(task, "dim", "dim_v"), largest(task, "seq_q", "seq_k")
     hopper = f"_capability({first}.device) >= (9, 0)"
     return {
         "group": "group = heads // kv_heads",
@@ -108,7 +86,7 @@ def _allocations(parts: Sequence[tuple[KernelText, Signature]], task: TaskLike) 
     matrices = [a.matrix for text, _ in parts for a in text.accesses.all() if a.matrix.workspace]
     lines = []
     for matrix in dict.fromkeys(matrices):
-        shape = ", ".join(_python(e) for e in matrix.workspace)
+        shape = ", ".join(python_text(e) for e in matrix.workspace)
         device = f"{task.tensors[0].name}.device"
         made = f"{matrix.tensor} = torch.empty(({shape},), dtype=torch.float32, device={device})"
         lines += statement(made, 1)
@@ -116,20 +94,15 @@ def _allocations(parts: Sequence[tuple[KernelText, Signature]], task: TaskLike) 
 
 
 def _launch(kernel: ir.Kernel, text: KernelText, signature: Signature, task: TaskLike) -> list[str]:
-    grid = expression(" * ".join(_python(a.extent) for a in kernel.grid) or "1")
+    grid = expression(" * ".join(python_text(a.extent) for a in kernel.grid) or "1")
     lines = [line for code in _preparation(text, signature) for line in statement(code, 1)]
     operands = _operands(text, signature, task.tensors[0].name)
     return [*lines, *call(f"{text.function}[({grid},)]", operands, 1)]
 
 
-def _largest(task: TaskLike, *sizes: str) -> str:
-    found = [size for size in sizes if any(size in t.axes for t in task.tensors)]
-    return f"max({', '.join(found)})" if len(found) > 1 else found[0]
-
-
 def _preparation(text: KernelText, signature: Signature) -> list[str]:
     """What a launch passes that has no name yet: padded sizes, factors of scores, descriptors."""
-    lines = [f"{name} = {_python(size)}" for size, name in text.sizes.items() if name not in SIZES]
+    lines = [f"{name} = {python_text(size)}" for size, name in text.sizes.items() if name not in SIZES]
     padded = [name for name in text.sizes.values() if f"{name}_p" in signature.constants]
     if padded:
         calls = ", ".join(f"_padded({name})" for name in padded)
@@ -162,7 +135,7 @@ def _operands(text: KernelText, signature: Signature, first: str) -> list[list[s
         "OVERLAP": "bool(choice.overlap)",
     }
     for name, (whole, stop) in text.evens.items():
-        given[name] = expression(f"{_python(whole)} >= {_python(stop)}")
+        given[name] = expression(f"{python_text(whole)} >= {python_text(stop)}")
     groups = []
     for access, strides in signature.matrices:
         tensor = access.matrix.tensor
@@ -173,24 +146,3 @@ def _operands(text: KernelText, signature: Signature, first: str) -> list[list[s
     groups.append([f"{name}={given.get(name, name)}" for name in signature.constants])
     groups.append(["num_warps=choice.warps", "num_stages=choice.stages"])
     return groups
-
-
-def _python(expr: ir.Expr) -> str:
-    """The host's text of an index expression: Python's own division already rounds down."""
-    match expr:
-        case ir.Op(fn="floordiv", args=(a, b)):
-            return f"({_python(a)} // {_python(b)})"
-        case ir.Op(fn="ceildiv", args=(a, b)):
-            return f"triton.cdiv({_python(a)}, {_python(b)})"
-        case ir.Op(fn="min" | "max" as fn, args=args):
-            return f"{fn}({', '.join(_python(a) for a in args)})"
-        case ir.Op(fn="add" | "sub" | "mul" | "mod" as fn, args=args):
-            sign = {"add": "+", "sub": "-", "mul": "*", "mod": "%"}[fn]
-            return f"({f' {sign} '.join(_python(a) for a in args)})"
-        case ir.Op(fn="neg", args=(a,)):
-            return f"(-{_python(a)})"
-        case ir.Const(value=value):
-            return str(value)
-        case ir.Sym(name=name):
-            return name
-    raise LowerError(f"{expr} has no host text")
