@@ -17,10 +17,12 @@ import torch
 from baselines import BASELINES
 from harness.build.backends import BACKENDS
 from harness.build.manifest import Manifest
+from harness.build.products import ARCH_VARIABLE, CACHE_VARIABLE
 from harness.environment import describe
 from harness.experiment import Cell, Experiment
 from harness.ledger import Ledger
 from harness.measure.telemetry import machine_name, open_telemetry
+from harness.presses import Presses, machine_arch, ptx_arch
 from harness.targets import Target, target_of_device
 from harness.verify.exam import Exam, ImageStore, Question, image_layout
 from harness.warmup import compile_ahead, jobs
@@ -50,10 +52,17 @@ class Seat:
     entries: set[str] = field(default_factory=set)
 
 
-def machine_device(target: Target) -> torch.device:
-    """The device for a target; raises MachineError where this machine is another."""
+def machine_device(target: Target, stand_in: Target | None = None) -> torch.device:
+    """The device of a target, or of the GPU that stands in for it; raises MachineError for another."""
     if not target.is_gpu:
         return torch.device("cpu")
+    if stand_in is not None:
+        if not can_stand_in(stand_in, target):
+            raise MachineError(
+                f"{stand_in.name} cannot stand in for {target.name}: "
+                "PTX runs on its own and on newer architectures"
+            )
+        target = stand_in
     if not torch.cuda.is_available():
         raise MachineError(
             f"this machine has no usable GPU, and {target.name} needs one. "
@@ -69,6 +78,11 @@ def machine_device(target: Target) -> torch.device:
     return torch.device("cuda", 0)
 
 
+def can_stand_in(stand_in: Target, target: Target) -> bool:
+    """Whether the driver of one GPU compiles the PTX of another."""
+    return stand_in.is_gpu and target.is_gpu and (stand_in.capability or ()) >= (target.capability or ())
+
+
 class Bench:
     """Everything a cell needs of the machine. Use as a context manager."""
 
@@ -79,9 +93,11 @@ class Bench:
         *,
         task_folders: Sequence[Path] = (),
         wrap: Sequence[str] = (),
+        stand_in: Target | None = None,
     ) -> None:
         self.experiment, self.target = experiment, target
-        self.device = machine_device(target)
+        self.stand_in = stand_in  # proves the target's kernels in its place, and times nothing
+        self.device = machine_device(target, stand_in)
         self.kind: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
         self.task_folders = tuple(task_folders)
         self.limits, self.policy = experiment.request_limits, experiment.policy
@@ -100,9 +116,24 @@ class Bench:
         self._library_has: set[str] = set()
         self._cache = tempfile.TemporaryDirectory(prefix="attnbench-cache-", ignore_cleanup_errors=True)
         self._new_library()
+        self.cuda_arch = ptx_arch(self.target) if self.stand_in else machine_arch(self.target)
+        self.presses = Presses(self.target, self._cuda_cache, self.cuda_arch, self.task_folders)
         self.pool = WorkerPool(str(self.device), wrap=wrap, warm=_WARM[self.kind])
         self.telemetry = open_telemetry(self.device.index if self.kind == "cuda" else None)
         self.environment = describe(self.target, self.device, "bubblewrap" if wrap else "none")
+
+    @property
+    def _cuda_cache(self) -> Path:
+        """Where what is compiled of CUDA is kept for every worker, by content."""
+        return Path(self._cache.name) / "cuda"
+
+    @property
+    def proven_on(self) -> str:
+        """What a kernel's numerics are proven by, where it is not timed; "" where it is."""
+        if self.stand_in is None:
+            return ""
+        device, arch, target = self.environment.device, self.cuda_arch, self.target.name
+        return f"numerics proven on {device} from PTX of {arch}; the speed of {target} was not measured"
 
     def warm_up(self, cells: Sequence[Cell], baselines: Sequence[str]) -> None:
         """Make the image as large as any cell needs, and compile in parallel what takes long."""
@@ -115,6 +146,7 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.presses.close()
         self.pool.close()
         if self._library is not None:
             self._library.close()
@@ -188,6 +220,7 @@ class Bench:
                 "entry": entry,
                 "backend": manifest.backend,
                 "cache": str(Path(self._cache.name) / "candidates" / manifest.sha256),
+                "cuda": {CACHE_VARIABLE: str(self._cuda_cache), ARCH_VARIABLE: self.cuda_arch},
             }
             with self.ledger.stage("build"):
                 seat.worker.ask("load", args, limit_s=self.limits.load_s)

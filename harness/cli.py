@@ -48,7 +48,9 @@ Models = Annotated[
 Methods = Annotated[
     list[str] | None,
     typer.Option(
-        "--method", help="Only this method: vanilla, vanilla-cot, tl, tl-one-stage, tl-compiled. Repeatable."
+        "--method",
+        help="Only this method: vanilla, vanilla-cot, tl, tl-one-stage, tl-unguided, tl-compiled. "
+        "Repeatable.",
     ),
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Independent attempts of each method and model.")]
@@ -136,6 +138,21 @@ def eval_(
             "--partial", help="Measure what models have finished, though other trials wait for answers."
         ),
     ] = False,
+    compile_only: Annotated[
+        bool,
+        typer.Option(
+            "--compile-only",
+            help="Compile the CUDA kernels for the target and report what they take of it; needs no GPU.",
+        ),
+    ] = False,
+    prove_on: Annotated[
+        str | None,
+        typer.Option(
+            "--prove-on",
+            metavar="TARGET",
+            help="The GPU at hand: it proves the target's PTX, and times nothing.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the inputs [fresh].")] = None,
     time_cap: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Sampling time of a cell.")
@@ -144,7 +161,10 @@ def eval_(
     """Make, verify, time and compare kernels beside human baselines, and write the report."""
     if resume and out is None:
         fail("--resume needs --out DIR, the directory of the run to go on with", EXIT_USAGE)
-    _require_gpu_for(experiment)
+    if compile_only and (prove_on or resume):
+        fail("--compile-only runs nothing: leave out --prove-on and --resume", EXIT_USAGE)
+    if not compile_only:
+        _require_gpu_for(experiment)
     overrides: dict[str, Any] = {
         "tasks": task,
         "workloads": workloads,
@@ -159,15 +179,11 @@ def eval_(
     try:
         from harness import commands
 
-        commands.evaluate(
-            experiment,
-            {key: value for key, value in overrides.items() if value or value == 0},
-            task_folders or [],
-            time_cap,
-            out,
-            resume,
-            partial,
-        )
+        given = {key: value for key, value in overrides.items() if value or value == 0}
+        if compile_only:
+            commands.compile_only(experiment, given, task_folders or [], out)
+            return
+        commands.evaluate(experiment, given, task_folders or [], time_cap, out, resume, partial, prove_on)
     except KeyboardInterrupt:  # before the run began, or after it ended
         fail("interrupted", EXIT_INTERRUPTED)
 
@@ -208,7 +224,8 @@ def _require_gpu_for(experiment: str) -> None:
     if target is not None and target.is_gpu and not shown:
         fail(
             f"this machine shows no NVIDIA GPU, and {experiment} needs {target.title}. "
-            "What fits here: nox -s eval-cpu (or: attnbench eval cpu)",
+            "What fits here: nox -s eval-cpu (or: attnbench eval cpu), or the compiler's word alone: "
+            f"attnbench eval {experiment} --compile-only",
             EXIT_MACHINE,
         )
 

@@ -6,6 +6,7 @@ import datetime
 import json
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -18,7 +19,7 @@ from harness.bench import Bench, MachineError
 from harness.build.manifest import CandidateError, Manifest, scan_candidates
 from harness.console import Watcher
 from harness.doctor import findings
-from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_STORE, EXIT_USAGE, fail
+from harness.exits import EXIT_FOUND, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_STORE, EXIT_USAGE, fail
 from harness.experiment import (
     Experiment,
     ExperimentError,
@@ -93,11 +94,18 @@ def evaluate(
     out: Path | None,
     resume: bool,
     partial: bool = False,
+    prove_on: str | None = None,
 ) -> None:
-    """Run an experiment into its directory and print the report."""
+    """Run an experiment into its directory and print the report.
+
+    `prove_on`: the GPU at hand, which proves the numerics of the target's CUDA kernels in its place.
+    """
     experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, time_cap))
-    prepared = guarded(lambda: prepare(experiment, known, source))
     target = find_target(experiment.target)
+    stand_in = guarded(lambda: find_target(prove_on)) if prove_on else None
+    if stand_in is not None:
+        experiment, plan = _to_be_proven(experiment, plan)
+    prepared = guarded(lambda: prepare(experiment, known, source))
     run = out or Path("runs") / f"{target.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     signal.signal(signal.SIGTERM, _terminated)
     console = Console(highlight=False)
@@ -107,7 +115,7 @@ def evaluate(
     def go() -> RunSummary:
         with (
             Store(run, resume=resume) as store,
-            Bench(experiment, target, task_folders=task_folders) as bench,
+            Bench(experiment, target, task_folders=task_folders, stand_in=stand_in) as bench,
         ):
             store.add_experiment(_as_toml(experiment))
             if store.dropped:
@@ -127,6 +135,58 @@ def evaluate(
     console.print(
         f"{summary.results} results in {summary.wall_s:.0f} s; {share:.0%} of it verifying or timing"
     )
+
+
+def _to_be_proven(experiment: Experiment, plan: Plan) -> tuple[Experiment, Plan]:
+    """What another GPU can prove: CUDA kernels, whose PTX it runs. Libraries and Triton would run its own."""
+    left_out = tuple(
+        f"{m.name}: {m.backend} would be compiled for the GPU at hand"
+        for m in plan.candidates
+        if m.backend != "cuda"
+    )
+    candidates = tuple(m for m in plan.candidates if m.backend == "cuda")
+    plan = replace(plan, baselines=(), candidates=candidates, unusable=(*plan.unusable, *left_out))
+    return experiment.model_copy(update={"backends": ("cuda",), "baselines": ()}), plan
+
+
+def compile_only(
+    source: str, overrides: dict[str, Any], task_folders: Sequence[Path], out: Path | None
+) -> None:
+    """Compile an experiment's CUDA kernels for its target, on any machine; report what the compiler says."""
+    from harness import static_report
+    from harness.build.nvrtc import CompilerMissing, include_folders
+    from harness.programs import program_candidates
+
+    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, None))
+    target = find_target(experiment.target)
+    if not target.is_gpu:
+        fail(f"--compile-only is for GPUs; {target.name} is none", EXIT_USAGE)
+    try:
+        include_folders()
+    except CompilerMissing as error:
+        fail(str(error), EXIT_MACHINE)
+    console = Console(highlight=False)
+    run = out or Path("runs") / f"{target.name}-static-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+    def go() -> static_report.Static:
+        with Store(run, resume=False) as store:
+            store.add_experiment(_as_toml(experiment))
+            programs, refused = program_candidates(experiment, known, store, source)
+            for line in (*plan.unusable, *refused):
+                console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
+            candidates = [*plan.candidates, *programs]
+            for manifest in [m for m in candidates if m.backend != "cuda"]:
+                why = f"{manifest.name}: {manifest.backend} is compiled where it runs"
+                console.print(f"[yellow]left out[/] {escape(why)}", soft_wrap=True)
+            return static_report.compile_all(target, candidates, plan.cells, task_folders)
+
+    static = guarded(go)
+    written = static_report.write(static, run)
+    static_report.show(static, console)
+    for path in written:
+        console.print(f"  {path}", soft_wrap=True)
+    if static.problems:
+        raise SystemExit(EXIT_FOUND)
 
 
 def generate(

@@ -151,7 +151,13 @@ class Experiment(_Section):
 
     @property
     def backend_names(self) -> tuple[str, ...]:
-        return self.backends or (("triton",) if find_target(self.target).is_gpu else ("numba",))
+        if self.backends:
+            return self.backends
+        target = find_target(self.target)
+        if not target.is_gpu:
+            return ("numba",)
+        # Triton makes no tensor-core code before sm_80
+        return ("cuda",) if (target.capability or (0, 0)) < (8, 0) else ("triton",)
 
     @property
     def baseline_names(self) -> tuple[str, ...]:

@@ -23,7 +23,16 @@ from harness.entrants import (
 )
 from harness.experiment import Cell, Ended, Plan
 from harness.race import Race
-from harness.records import Cost, Measurement, Result, RunSummary, Verdict, Verification, WorkloadRecord
+from harness.records import (
+    CompiledKernel,
+    Cost,
+    Measurement,
+    Result,
+    RunSummary,
+    Verdict,
+    Verification,
+    WorkloadRecord,
+)
 from harness.store import Store
 from harness.verify.exam import Question, Rejected
 from harness.verify.inputs import recipes_for
@@ -67,6 +76,8 @@ def evaluate(plan: Plan, bench: Bench, store: Store, observer: Observer) -> RunS
         undone = [c for c in plan.cells if any(t.id not in store for t in total if t.cell == c)]
         if undone:
             bench.warm_up(undone, plan.baselines)
+        for manifest in plan.candidates:  # compiled on the CPU's cores while the GPU measures others
+            bench.presses.foresee(manifest, undone)
         for group in groups:
             acceptance = Acceptance(bench)
             for cell in plan.cells:
@@ -133,6 +144,8 @@ def _attempt(
                 acceptance.admit(entrant)
             if entrant.interpreted:
                 raise Rejected(Verdict.PROVEN, INTERPRETED, entrant.verification)
+            if bench.stand_in is not None:
+                raise Rejected(Verdict.PROVEN, bench.proven_on, entrant.verification)
             built.append(entrant)
         except Rejected as rejected:
             record(trial, rejected.verdict, rejected.reason, rejected.verification)
@@ -173,6 +186,9 @@ def _questions(cell: Cell, bench: Bench) -> list[Question]:
     return [Question("normal", seeds[0]), Question("normal", seeds[1]), Question(adversarial, seeds[2])]
 
 
+PRESS_WAIT_S = 5.0  # for a compilation for the record, of a kernel that has run
+
+
 class _Recorder:
     """Turns what became of a trial into a result in the store."""
 
@@ -202,12 +218,20 @@ class _Recorder:
             sandboxed=self._bench.sandboxed and trial.manifest is not None,
             verification=verification,
             measurement=measurement,
+            kernels=self._kernels(trial),
             cost=Cost(wall_s=seconds or {}),
             recorded_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         )
         with self._bench.ledger.stage("record"):
             self.store.add(result)
         self._observer.recorded(result)
+
+    def _kernels(self, trial: Trial) -> tuple[CompiledKernel, ...]:
+        """Of a CUDA candidate: compiled already, or it could not have run."""
+        press = None
+        if trial.manifest is not None:
+            press = self._bench.presses.of(trial.manifest, trial.cell, PRESS_WAIT_S)
+        return () if press is None else press.kernels
 
 
 def workload_record(cell: Cell) -> WorkloadRecord:

@@ -10,12 +10,11 @@ from harness.store import Store
 from harness.targets import find_target
 from harness.tl.check import check
 from harness.tl.corpus_index import corpus
-from harness.tl.lower.backends import lower
+from harness.tl.lower.backends import COMPILED, lower
 from harness.tl.lower.lowered import Lowered, LowerError
 from tasks.spec import Task
 
 REFERENCE = "reference"
-FIRST_OF_TRITON = (8, 0)
 
 
 def program_candidates(
@@ -28,22 +27,21 @@ def program_candidates(
     target = find_target(experiment.target)
     found: list[Manifest] = []
     refused: dict[str, list[str]] = {}
+    on = target if target.is_gpu else None
     for name, text in _texts(experiment, source):
         task = known[name]
         dtype = (experiment.dtypes or ("fp16",))[0]
-        try:
-            if target.capability is not None and target.capability < FIRST_OF_TRITON:
-                raise LowerError(f"Triton makes no tensor-core code for {target.name}")
-            report = check(text, task, target=target if target.is_gpu else None, dtype=dtype)
-            if report.program is None:
-                error = next(f for f in report.findings if f.is_error)
-                raise LowerError(f"line {error.pos.line}: {error.code}: {error.message}")
-            backend, on = ("triton", target) if target.is_gpu else ("numba", None)
-            lowered = lower(report.program, task, backend, on)
-        except LowerError as error:
-            refused.setdefault(str(error), []).append(name)
-            continue
-        found.append(_kept(lowered, name, store))
+        for backend in [b for b in experiment.backend_names if b in COMPILED]:
+            try:
+                report = check(text, task, target=on, dtype=dtype)
+                if report.program is None:
+                    error = next(f for f in report.findings if f.is_error)
+                    raise LowerError(f"line {error.pos.line}: {error.code}: {error.message}")
+                lowered = lower(report.program, task, backend, on)
+            except LowerError as error:
+                refused.setdefault(str(error), []).append(name)
+                continue
+            found.append(_kept(lowered, name, store))
     return found, [f"not run: LLM-TL programs of {', '.join(n)}: {why}" for why, n in refused.items()]
 
 

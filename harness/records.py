@@ -266,6 +266,26 @@ class Identity(Record):
         return content_hash(self.model_dump(exclude=set() if self.trial else {"trial"}))
 
 
+class CompiledKernel(Record):
+    """What the compiler says of one kernel on one architecture, for one launch of it."""
+
+    name: str = Field(description="as C++ names it")
+    arch: str = Field(description="sm_80, sm_90a, ...: whose machine code this is about")
+    optimize: int = Field(3, description="level of ptxas")
+    registers: int = Field(ge=0, description="of a thread")
+    spill_bytes: int = Field(ge=0, description="stores and loads of registers that did not fit, of a thread")
+    threads: int = Field(ge=1, description="of a block")
+    shared_bytes: int = Field(ge=0, description="of a block, static and dynamic")
+    blocks: int | None = Field(
+        None, ge=0, description="that a multiprocessor holds; 0: the launch does not fit"
+    )
+    occupancy: float | None = Field(None, ge=0, le=1, description="of the warps a multiprocessor could hold")
+    limited_by: str = Field("", description="threads, blocks, registers or shared memory")
+    tensor_core: tuple[str, ...] = Field((), description="instructions in its PTX; empty: none")
+    copies: tuple[str, ...] = Field((), description="cp.async, ldmatrix, ...: how it moves tiles")
+    compile_s: float = Field(0.0, ge=0)
+
+
 class Result(Record):
     """The record of a trial on one workload: one line of results.jsonl."""
 
@@ -283,6 +303,9 @@ class Result(Record):
     sandboxed: bool = False
     verification: Verification | None = None
     measurement: Measurement | None = None
+    kernels: tuple[CompiledKernel, ...] = Field(
+        (), description="of a CUDA candidate, compiled by the harness"
+    )
     cost: Cost = Cost()
     recorded_at: str = Field(description="UTC, ISO 8601")
 

@@ -15,8 +15,8 @@ from reports.dataset import Dataset, Row
 from reports.figures import fastest
 
 # The order in which methods stand side by side; others follow in order of appearance.
-METHODS = ("vanilla", "vanilla-cot", "tl-one-stage", "tl", "tl-compiled")
-TL_METHODS = ("tl-one-stage", "tl", "tl-compiled")
+METHODS = ("vanilla", "vanilla-cot", "tl-one-stage", "tl-unguided", "tl", "tl-compiled")
+TL_METHODS = ("tl-one-stage", "tl-unguided", "tl", "tl-compiled")
 _STAGES = tuple(Stage)
 
 

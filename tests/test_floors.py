@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "harness.bench",
         "harness.ledger",
         "harness.warmup",
+        "harness.presses",
         "harness.entrants",
         "harness.race",
         "harness.tuning",
@@ -52,6 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "harness.cli",
         "harness.commands",
+        "harness.static_report",
         "harness.console",
         "harness.doctor",
         "harness.exits",

@@ -26,14 +26,12 @@ import torch
 
 from harness.build.launches import PLANNER, Dim, LaunchError, PlannedKernel, passed, three
 from harness.build.nvrtc import CompileError, CompilerMissing, Recipe, compiled
-from harness.build.products import Product
+from harness.build.products import ARCH_VARIABLE, CACHE_VARIABLE, Product
 from harness.build.resources import KernelFacts, facts
 from harness.build.tensor_maps import tensor_map
 
 __all__ = ["CompileError", "CompilerMissing", "Kernel", "LaunchError", "Source", "device_arch", "tensor_map"]
 
-# Set by whoever runs candidates: where products are kept, and which architecture is compiled for.
-CACHE_VARIABLE, ARCH_VARIABLE = "ATTNBENCH_CUDA_CACHE", "ATTNBENCH_CUDA_ARCH"
 HEADER_SUFFIXES = (".cuh", ".h", ".hpp")
 STATIC_SHARED_BYTES = 48 << 10  # beyond that a kernel has to opt in
 

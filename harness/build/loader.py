@@ -44,10 +44,15 @@ def load(folder: Path, entry: str, backend: str, device: torch.device) -> Built:
     if known is None or kind not in known.devices:
         raise BuildError(f"the {backend} backend does not run on {device}")
     _prepare(known, kind)
-    attention = getattr(_import(folder.resolve(), entry), ENTRY_POINT, None)
+    return Built(entry_point(folder, entry), known.interpreted(kind))
+
+
+def entry_point(folder: Path, entry: str) -> Attention:
+    """The `attention` of `entry`, wherever it can run; raises BuildError."""
+    attention: Attention | None = getattr(_import(folder.resolve(), entry), ENTRY_POINT, None)
     if not callable(attention):
         raise BuildError(f"{entry} defines no function {ENTRY_POINT}(q, k, v, out, *, scale)")
-    return Built(attention, known.interpreted(kind))
+    return attention
 
 
 def _prepare(backend: Backend, kind: DeviceKind) -> None:

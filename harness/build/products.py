@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+# Set by whoever runs candidates: where products are kept, and which architecture is compiled for.
+CACHE_VARIABLE, ARCH_VARIABLE = "ATTNBENCH_CUDA_CACHE", "ATTNBENCH_CUDA_ARCH"
+
 
 @dataclass(frozen=True)
 class Product:

@@ -8,6 +8,7 @@ Started as `python -m harness.worker.child <socket fd>`; ends when the socket cl
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import signal
 import socket
@@ -46,6 +47,7 @@ class State:
     results: dict[tuple[str, int], Any] = field(default_factory=dict)
     static: dict[tuple[str, int], Any] = field(default_factory=dict)  # of captured graphs
     block_sizes: list[tuple[str, int]] = field(default_factory=list)
+    planned: dict[str, Callable[..., object]] = field(default_factory=dict)  # asked for launches only
     recording: bool = False
     idle_bytes: int = 0  # device memory that an idle worker may hold
 
@@ -102,12 +104,41 @@ def load(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
 
     if "cache" in args:  # of this candidate alone: what it compiled before it need not compile again
         os.environ["TRITON_CACHE_DIR"] = args["cache"]
+    for variable, value in args.get("cuda", {}).items():
+        os.environ[variable] = value
     try:
         built = build(Path(args["folder"]), args["entry"], args["backend"], state.device)
     except BuildError as error:
         raise RequestFailed("build", str(error), traceback.format_exc()) from error
     state.loaded[args["kernel"]] = Loaded(function=built.function, interpreted=built.interpreted)
     return {"interpreted": built.interpreted}
+
+
+def launches(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
+    """What a candidate's `attention` would launch, of CUDA: it is called with tensors that hold nothing."""
+    import torch
+
+    from harness.build.launches import planning
+    from harness.build.loader import BuildError, entry_point
+    from tasks import DTYPES, Workload, find
+
+    told = dict(args["workload"])
+    told["parameters"] = tuple((n, v) for n, v in told["parameters"])
+    workload = Workload(**told)
+    task = find(workload.task, *(Path(p) for p in args["task_folders"]))
+    key = f"{args['folder']}/{args['entry']}"
+    if key not in state.planned:
+        try:
+            state.planned[key] = entry_point(Path(args["folder"]), args["entry"])
+        except BuildError as error:
+            raise RequestFailed("build", str(error), traceback.format_exc()) from error
+    tensors = [
+        torch.empty(t.shape(workload), dtype=DTYPES[t.dtype_of(workload)], device="meta")
+        for t in task.tensors
+    ]
+    with planning(args["arch"]) as found:
+        state.planned[key](*tensors, **args["scalars"])
+    return {"launches": [dataclasses.asdict(launch) for launch in found]}
 
 
 def open_layout(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
@@ -321,8 +352,8 @@ def _synchronize(state: State) -> None:
 HANDLERS: dict[str, Handler] = {
     f.__name__: f
     for f in (
-        hello, map_image, load, open_layout, close_layout, fill, prepare, run, read_back, plan, block,
-        spin, latency, compiled, start_records, stop_records,
+        hello, map_image, load, launches, open_layout, close_layout, fill, prepare, run, read_back, plan,
+        block, spin, latency, compiled, start_records, stop_records,
     )
 }  # fmt: skip
 
@@ -333,6 +364,11 @@ def _kind_of(error: BaseException) -> ErrorKind:
         return "out_of_memory"
     if "AcceleratorError" in text or "CUDA error" in text or "device-side assert" in text:
         return "device"
+    if type(error).__name__ in (
+        "CompileError",
+        "CompilerMissing",
+    ):  # of CUDA, when a kernel is first asked for
+        return "build"
     return "candidate"
 
 

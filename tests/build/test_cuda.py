@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.build.cuda import (
-    ARCH_VARIABLE,
-    CACHE_VARIABLE,
-    LaunchError,
-    Source,
-    TensorMap,
-    _three,
-    device_arch,
-    passed,
-    tensor_map,
-)
+from harness.build.cuda import Source, device_arch
+from harness.build.launches import LaunchError, passed, three
 from harness.build.nvrtc import CompileError
+from harness.build.products import ARCH_VARIABLE, CACHE_VARIABLE
+from harness.build.tensor_maps import TensorMap, tensor_map
 
 SCALE = """
 #include "constants.cuh"
@@ -76,15 +69,15 @@ def test_what_c_cannot_have_is_refused(argument: object, says: str) -> None:
         passed(argument)
 
 
-@pytest.mark.parametrize(("dim", "three"), [(4, (4, 1, 1)), ((4, 5), (4, 5, 1)), ((4, 5, 6), (4, 5, 6))])
-def test_grids_and_blocks_have_three_sizes(dim: int | tuple[int, ...], three: tuple[int, int, int]) -> None:
-    assert _three(dim) == three
+@pytest.mark.parametrize(("dim", "sizes"), [(4, (4, 1, 1)), ((4, 5), (4, 5, 1)), ((4, 5, 6), (4, 5, 6))])
+def test_grids_and_blocks_have_three_sizes(dim: int | tuple[int, ...], sizes: tuple[int, int, int]) -> None:
+    assert three(dim) == sizes
 
 
 @pytest.mark.parametrize("dim", [0, (), (1, 0), (1, 2, 3, 4)])
 def test_a_size_that_cannot_be_is_refused(dim: int | tuple[int, ...]) -> None:
     with pytest.raises(LaunchError):
-        _three(dim)
+        three(dim)
 
 
 @pytest.mark.gpu

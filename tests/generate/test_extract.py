@@ -121,6 +121,34 @@ def test_no_program_is_none(answer: str) -> None:
     assert program_of(answer) is None
 
 
+CUDA = "#include <cuda_fp16.h>\n__global__ void k(half* x) {}\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"```python\n{KERNEL}```\n\n```cuda\n{CUDA}```",
+        f"```cuda\n{CUDA}```\nand\n```python\n{KERNEL}```",
+        f"### `kernel.cu`\n```cpp\n{CUDA}```\n### `attention.py`\n```python\n{KERNEL}```",
+        f"A first try:\n```cuda\nint x;\n```\nBetter:\n```cuda\n{CUDA}```\n```python\n{KERNEL}```",
+        f"```cuda kernel.cu\n{CUDA}```\n```python attention.py\n{KERNEL}```",
+    ],
+)
+def test_a_cuda_kernel_comes_out_beside_its_host_side(answer: str) -> None:
+    assert kernel_of(answer).files == {"attention.py": KERNEL, "kernel.cu": CUDA}
+
+
+def test_a_cuda_block_may_name_itself_and_a_header_that_it_includes_is_not_its_name() -> None:
+    named = "// attn.cu: flash attention\n" + CUDA
+    header = "/* tiles.cuh */\n#pragma once\n"
+    answer = f"```python\n{KERNEL}```\n```cuda\n{named}```\n```cpp\n{header}```"
+    assert kernel_of(answer).files == {"attention.py": KERNEL, "attn.cu": named, "tiles.cuh": header}
+
+
+def test_a_cuda_block_alone_is_no_kernel() -> None:
+    assert kernel_of(f"```cuda\n{CUDA}```").problem == "no fenced block defines `attention`"
+
+
 @given(st.text(max_size=400))
 def test_no_answer_breaks_it(answer: str) -> None:
     kernel_of(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from harness.generate.methods import METHODS
 from harness.generate.prompts import FOLDER, render, templates
 from harness.llm.client import Stop
 from harness.records import Verdict
+from harness.targets import find_target
 from tasks import discover
 from tests.generate.told import KERNEL, RIGHT, WRONG, brief, model, outline, play
 
@@ -18,6 +20,9 @@ OUTLINES = {
     "vanilla": ["Ask:kernel", "Try:kernel"],
     "vanilla-cot": ["Ask:kernel", "Try:kernel"],
     "tl": [
+        "Ask:sketch", "Examine:sketch", "Ask:code", "Examine:code", "Ask:translation", "Try:translation",
+    ],
+    "tl-unguided": [
         "Ask:sketch", "Examine:sketch", "Ask:code", "Examine:code", "Ask:translation", "Try:translation",
     ],
     "tl-one-stage": ["Ask:code", "Examine:code", "Ask:translation", "Try:translation"],
@@ -152,7 +157,7 @@ def test_no_prompt_holds_the_answer() -> None:
 
 
 def test_prompts_are_identified_by_every_file_they_are_made_of() -> None:
-    hashes = render("translate", brief(), program="x", findings="").hashes
+    hashes = render("translate", brief(), program="x", findings="", guided=True).hashes
     assert {"translate.md.j2", "task.md.j2", "contract.md.j2", "backend-triton.md.j2"} <= set(hashes)
     assert {"guide-triton.md.j2", "tl-language.md.j2", "tl-example.tl"} <= set(hashes)
     assert "backend-numba.md.j2" not in hashes
@@ -170,3 +175,31 @@ def test_every_template_is_used() -> None:
 def test_a_name_that_nobody_gives_is_an_error() -> None:
     with pytest.raises(Exception, match="told"):
         render("refine", brief(), program_wanted=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "atom"), [("t4", "SM75_16x8x8"), ("a100", "SM80_16x8x16"), ("h100", "SM80")]
+)
+def test_the_cuda_guide_is_about_the_target(target: str, atom: str) -> None:
+    asked = dataclasses.replace(brief(), backend="cuda", target=find_target(target))
+    text = render("translate", asked, program="x", findings="", guided=True).text
+    assert atom in text and "SM75_U32x4_LDSM_N" in text and "kernel.cu" in text
+    assert ("cp_async" in text) is (target != "t4")
+    assert ("```cuda" in text and "`mma.sync.m16n8k8`" in text) or target != "t4"
+
+
+def test_without_the_guide_the_rest_of_the_question_is_the_same() -> None:
+    asked = dataclasses.replace(brief(), backend="cuda", target=find_target("a100"))
+    guided, bare = (
+        render("translate", asked, program="x", findings="", guided=guided).text for guided in (True, False)
+    )
+    start, end = guided.index("# What the statements become"), guided.index("# Your answer")
+    assert guided[:start] + guided[end:] == bare
+
+
+def test_both_files_of_a_cuda_kernel_are_asked_for_again() -> None:
+    asked = dataclasses.replace(brief(), backend="cuda")
+    text = render(
+        "kernel-feedback", asked, missing=False, cut=False, source="The build says", told="x", program=""
+    ).text
+    assert "kernel.cu" in text and "attention.py" in text

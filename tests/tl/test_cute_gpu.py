@@ -12,7 +12,7 @@ import os
 import pytest
 import torch
 
-from harness.build.cuda import ARCH_VARIABLE
+from harness.build.products import ARCH_VARIABLE
 from harness.targets import find_target
 from harness.tl.corpus_index import corpus
 from harness.tl.lower.cute_choices import complete, shared_bytes

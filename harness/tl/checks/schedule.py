@@ -86,7 +86,7 @@ def _feature(key: str, values: tuple[Value, ...], pos: Pos, target: Target) -> l
     if key == "stages" and has < (8, 0):
         more = [v for v in values if isinstance(v, int) and v > 1]
         if more:
-            severity = Severity.ERROR if len(more) == len(values) else Severity.NOTE
+            severity = Severity.WARNING if len(more) == len(values) else Severity.NOTE
             words = ", ".join(map(str, more))
             text = f"{target.name} ({target.arch}) has no asynchronous copy for stages {words}"
             return [finding("TL901", pos, text, "stages 1, or a target from sm_80 on", severity)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from harness.targets import Target
 from harness.tl import ir
@@ -69,11 +70,18 @@ def _row_counts(program: ir.Program, choice: Mapping[str, int]) -> set[int]:
     for kernel in program.kernels:
         for tile in kernel.tiles:
             if tile.level is Level.REGISTER:
-                try:
+                with suppress(KeyError):
                     found.add(int(evaluate(tile.shape[0], dict(choice))))
-                except KeyError:
-                    continue
     return found - {1}
+
+
+def _size(tile: ir.Tile, env: Mapping[str, int]) -> tuple[int, int] | None:
+    """Rows and columns; None for a tile as long as a sequence, which has no code anyway."""
+    try:
+        rows, cols = (int(evaluate(n, dict(env))) for n in tile.shape)
+    except KeyError:
+        return None
+    return rows, cols
 
 
 def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: int) -> int:
@@ -90,9 +98,9 @@ def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v
         used = {t for n in ir.nodes(kernel.body) for t in (*ir.reads(n), *ir.writes(n))}
         here = 0
         for tile in used:
-            if tile.level is Level.SHARED:
-                rows, cols = (int(evaluate(n, env)) for n in tile.shape)
-                here += 2 * places.get(tile, 1) * rows * -(-cols // 64) * 64
+            size = _size(tile, env) if tile.level is Level.SHARED else None
+            if size is not None:
+                here += 2 * places.get(tile, 1) * size[0] * -(-size[1] // 64) * 64
         most = max(most, here)
     return most
 
@@ -102,10 +110,8 @@ def accumulator_registers(program: ir.Program, choice: Mapping[str, int], dim: i
     env = {**choice, "dim": dim, "dim_v": dim_v}
     most = 0
     for kernel in program.kernels:
-        sizes = sorted(
-            int(evaluate(t.shape[0], env)) * int(evaluate(t.shape[1], env))
-            for t in kernel.tiles if t.level is Level.REGISTER
-        )  # fmt: skip
+        known = (_size(t, env) for t in kernel.tiles if t.level is Level.REGISTER)
+        sizes = sorted(size[0] * size[1] for size in known if size is not None)
         most = max(most, sum(sizes[-2:]) // (32 * choice["warps"]))
     return most
 

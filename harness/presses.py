@@ -1,0 +1,198 @@
+"""Owns compiling candidates' CUDA ahead, on the CPU's cores, and what is then known of their kernels.
+
+A candidate's own code says which kernels a call launches: it is asked in a worker, with tensors that hold
+nothing. What it names is compiled here, into the cache where its worker finds it, so nobody's word but the
+compiler's says what a kernel takes of a multiprocessor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.build.launches import Planned
+from harness.build.manifest import Manifest
+from harness.build.nvrtc import CompileError, CompilerMissing, Recipe, compiled
+from harness.build.products import Product
+from harness.build.resources import facts, occupancy
+from harness.experiment import Cell
+from harness.records import CompiledKernel
+from harness.targets import Target
+from harness.worker.process import Worker
+from harness.worker.protocol import WorkerError
+
+PLAN_LIMIT_S = 60.0
+
+
+class CannotPlan(RuntimeError):
+    """A candidate does not say what it launches without a GPU; its kernels are compiled where it runs."""
+
+
+@dataclass(frozen=True)
+class Press:
+    """What a candidate launches on one cell, compiled; `problem` says why there is nothing."""
+
+    kernels: tuple[CompiledKernel, ...] = ()
+    problem: str = ""
+
+
+def machine_arch(target: Target) -> str:
+    """The architecture whose machine code a target runs: from sm_90 on with its own instructions."""
+    return target.arch + ("a" if (target.capability or (0, 0)) >= (9, 0) else "")
+
+
+def ptx_arch(target: Target) -> str:
+    """The architecture of PTX that stands for a target on newer GPUs."""
+    return target.arch.replace("sm_", "compute_")
+
+
+class Presses:
+    """Compiles in the background. `arch`: what workers compile for, beside the target's machine code."""
+
+    def __init__(self, target: Target, cache: Path, arch: str, task_folders: Sequence[Path] = ()) -> None:
+        self._target, self._cache, self._arch = target, cache, arch
+        self._task_folders = task_folders
+        cores = len(os.sched_getaffinity(0))
+        self._planners = ThreadPoolExecutor(max(1, min(4, cores // 4)))
+        self._compilers = ThreadPoolExecutor(cores)
+        self._found: dict[tuple[str, str], Future[Press]] = {}
+
+    def foresee(self, manifest: Manifest, cells: Sequence[Cell]) -> None:
+        """Begin to compile what a candidate launches on these cells; returns at once."""
+        fresh = [
+            c for c in cells if c.task.name in manifest.tasks and self._key(manifest, c) not in self._found
+        ]
+        if manifest.backend != "cuda" or not fresh:
+            return
+        futures: dict[tuple[str, str], Future[Press]] = {self._key(manifest, c): Future() for c in fresh}
+        self._found |= futures
+        self._planners.submit(self._plan, manifest, fresh, futures)
+
+    def of(self, manifest: Manifest, cell: Cell, wait_s: float | None = 0.0) -> Press | None:
+        """What is known so far of a candidate on a cell; None: nothing yet. `wait_s` None waits for it."""
+        found = self._found.get(self._key(manifest, cell))
+        if found is None:
+            return None
+        try:
+            return found.result(wait_s)
+        except TimeoutError:
+            return None
+
+    def close(self) -> None:
+        """Begin nothing more; what is being compiled goes on to its end or its limit."""
+        for pool in (self._planners, self._compilers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    def _key(manifest: Manifest, cell: Cell) -> tuple[str, str]:
+        return manifest.sha256, f"{cell.task.name}/{cell.workload.key}"
+
+    def _plan(
+        self, manifest: Manifest, cells: Sequence[Cell], futures: dict[tuple[str, str], Future[Press]]
+    ) -> None:
+        try:
+            worker = Worker("cpu", trusted=False)
+        except OSError as error:
+            for future in futures.values():
+                future.set_result(Press(problem=f"no worker: {error}"))
+            return
+        try:
+            for cell in cells:
+                future = futures[self._key(manifest, cell)]
+                try:
+                    future.set_result(self._press(worker, manifest, cell))
+                except (WorkerError, CannotPlan, CompileError, CompilerMissing) as error:
+                    future.set_result(Press(problem=str(error)))
+        finally:
+            worker.close()
+            for future in futures.values():
+                if not future.done():
+                    future.set_result(Press(problem="it was not asked"))
+
+    def _press(self, worker: Worker, manifest: Manifest, cell: Cell) -> Press:
+        real = launches(worker, manifest, cell, machine_arch(self._target), self._task_folders)
+        jobs = [self._compilers.submit(self._first, plan.recipes) for plan in real]
+        if self._arch != machine_arch(self._target):  # what the GPU at hand will be given
+            other = launches(worker, manifest, cell, self._arch, self._task_folders)
+            for plan in other:
+                self._compilers.submit(self._first, plan.recipes)
+        return Press(
+            tuple(k for plan, job in zip(real, jobs, strict=True) for k in described(plan, job.result()))
+        )
+
+    def _first(self, recipes: Sequence[Recipe]) -> tuple[Recipe, Product]:
+        """As a worker does it: the first recipe whose kernels spill nothing, else the last."""
+        for recipe in recipes:
+            product = compiled(recipe, self._cache)
+            if not product.cubin or not any(kernel.spill_bytes for kernel in facts(product)):
+                break
+        return recipe, product
+
+
+def launches(
+    worker: Worker, manifest: Manifest, cell: Cell, arch: str, task_folders: Sequence[Path]
+) -> list[Planned]:
+    """What one call launches, told by the candidate itself; raises CannotPlan, WorkerError."""
+    args = {
+        "folder": str(manifest.folder.resolve()),
+        "entry": manifest.entry(cell.task.name),
+        "arch": arch,
+        "workload": asdict(cell.workload),
+        "scalars": cell.task.scalars(cell.workload),
+        "task_folders": [str(folder.resolve()) for folder in task_folders],
+    }
+    told = worker.ask("launches", args, limit_s=PLAN_LIMIT_S)
+    try:
+        found = [_planned(entry) for entry in told["launches"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CannotPlan(f"it named no launches: {error}") from error
+    if not found:
+        raise CannotPlan("a call launched no kernel of its own")
+    return list(dict.fromkeys(found))
+
+
+def _planned(told: dict[str, object]) -> Planned:
+    recipes = []
+    for recipe in told["recipes"]:  # type: ignore[attr-defined]
+        fields = dict(recipe)
+        for name in ("names", "defines", "headers"):
+            fields[name] = tuple(tuple(x) if isinstance(x, list) else x for x in fields[name])
+        recipes.append(Recipe(**fields))
+    grid, block = (tuple(int(n) for n in told[k]) for k in ("grid", "block"))  # type: ignore[attr-defined]
+    return Planned(tuple(recipes), grid, block, int(told["shared_bytes"]))  # type: ignore[arg-type, call-overload]
+
+
+def described(plan: Planned, made: tuple[Recipe, Product]) -> list[CompiledKernel]:
+    """The kernels of a product as they are recorded, for the launch that was planned."""
+    recipe, product = made
+    wanted = {symbol: name for name, symbol in product.lowered.items()}
+    out = []
+    for kernel in facts(product):
+        if kernel.symbol not in wanted:
+            continue
+        shared = kernel.shared_bytes + plan.shared_bytes
+        room = None
+        with contextlib.suppress(KeyError):
+            room = occupancy(product.arch, kernel.registers, plan.threads, shared)
+        out.append(
+            CompiledKernel(
+                name=wanted[kernel.symbol],
+                arch=product.arch,
+                optimize=recipe.optimize,
+                registers=kernel.registers,
+                spill_bytes=kernel.spill_bytes,
+                threads=plan.threads,
+                shared_bytes=shared,
+                blocks=None if room is None else room.blocks,
+                occupancy=None if room is None else round(room.share, 4),
+                limited_by="" if room is None else room.limited_by,
+                tensor_core=kernel.tensor_core,
+                copies=kernel.copies,
+                compile_s=product.seconds,
+            )
+        )
+    return out
