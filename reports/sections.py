@@ -91,6 +91,9 @@ def headline_section(dataset: Dataset) -> Section:
 def headline_sentence(h: Headline) -> str:
     """The result of one candidate as a sentence that names its denominator."""
     if h.geomean is None:
+        if h.proven and not h.cells:
+            cells = text.number(h.proven, "cell")
+            return f"{h.candidate}: numerics proven in {cells}, its speed measured in none."
         proven = f", numerics proven in {h.proven}" if h.proven else ""
         return f"{h.candidate}: measured in none of {h.cells} counted cells{proven}, so it has no speedup."
     counted = text.times(h.geomean_failures_counted or 0.0)

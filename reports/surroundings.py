@@ -8,6 +8,7 @@ from reports.dataset import Dataset
 from reports.generated import Generated
 from reports.generation import unfinished
 from reports.generation_sections import generation_sections
+from reports.kernel_sections import kernels_section
 from reports.samples import best_of_samples, by_maker, makers
 from reports.sections import Column, Entry, Section, Table
 
@@ -23,6 +24,7 @@ def all_sections(dataset: Dataset) -> list[Section]:
         sections.failures_section(dataset),
         sections.skips_section(dataset),
         sections.speedup_section(dataset),
+        *filter(None, [kernels_section(dataset)]),
         noise_section(dataset),
         telemetry_section(counts),
         time_section(dataset),

@@ -235,7 +235,7 @@ def test_the_space_holds_only_what_can_be_lowered() -> None:
 
 
 def test_a_dtype_without_tensor_cores_is_refused_before_anything_is_compiled(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="no tensor core of this code multiplies torch.float32"):
+    with pytest.raises(TypeError, match=r"no tensor core of this code multiplies torch\.float32"):
         launches(find("mha"), "a100", "sm_80", tmp_path, "fp32")
 
 
