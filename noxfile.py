@@ -78,12 +78,18 @@ def gpu_session(target: str) -> None:
         names, models = GPUS[target], gpu_models()
         own = session.posargs and not session.posargs[0].startswith("-")  # an experiment of one's own
         arguments = session.posargs if own else [target, *session.posargs]
+        if "--compile-only" in arguments:
+            session.error(f"nothing is measured then, and no GPU is needed: nox -s compile-{target}")
         if not SHOWS_GPU:
             session.error(
                 f"this machine shows no NVIDIA GPU, so {target} cannot be measured here. "
-                "What fits: nox -s eval-cpu"
+                f"What fits: nox -s eval-cpu, or nox -s compile-{target}"
             )
-        if models and not any(name in model for name in names for model in models):
+        if (
+            "--prove-on" not in arguments
+            and models
+            and not any(name in model for name in names for model in models)
+        ):
             session.error(
                 f"this machine has {', '.join(models)}, not {target}. What fits: {_fitting(models)}"
             )
@@ -97,8 +103,20 @@ def gpu_session(target: str) -> None:
     evaluate.__doc__ = f"The main job on {target}; fails in a second on another machine."
 
 
+def compile_session(target: str) -> None:
+    """Define compile-<target>."""
+
+    @nox.session(name=f"compile-{target}")
+    def compile_(session: nox.Session) -> None:
+        install(session, "cuda")
+        session.run("attnbench", "eval", target, "--compile-only", *session.posargs)
+
+    compile_.__doc__ = f"What the CUDA kernels take of a {target}, by the compiler; needs no GPU."
+
+
 for _target in GPUS:
     gpu_session(_target)
+    compile_session(_target)
 
 
 @nox.session

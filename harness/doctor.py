@@ -69,7 +69,19 @@ def _backends() -> list[Finding]:
             found.append(Finding(f"backend {name}", True, f"{name} {module.__version__}"))
         except ImportError as error:
             found.append(Finding(f"backend {name}", False, str(error), needs))
-    return found
+    return [*found, _cuda()]
+
+
+def _cuda() -> Finding:
+    """Whether CUDA is compiled here; that needs no GPU."""
+    from harness.build.nvrtc import INSTALL, CompilerMissing, include_folders, versions
+
+    try:
+        include_folders()
+    except CompilerMissing as error:
+        return Finding("backend cuda", False, str(error).partition(" (")[0], f"python3 -m {INSTALL}")
+    told = [f"{name} {version}" for name, version in versions().items() if version]
+    return Finding("backend cuda", True, ", ".join(told) or "a toolkit of this machine")
 
 
 def _compiler() -> Finding:
