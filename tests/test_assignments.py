@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from tasks import discover
 
 KNOWN = discover()
 GPUS = [t for t in TARGETS if TARGETS[t].is_gpu]
-MODERN = [t for t in GPUS if t not in ("t4", "rtx8000")]
 
 
 def given(**changes: object):  # type: ignore[no-untyped-def]
@@ -129,20 +129,25 @@ def test_a_gpus_experiment_without_a_model_runs_the_rest_and_says_what_would_run
     assert not found.trials and len(found.not_run) == 1
     with Store(tmp_path / "run", resume=False) as store:
         programs, refused = program_candidates(experiment, KNOWN, store, target)
-    if target in MODERN:
-        assert "export ANTHROPIC_API_KEY" in found.not_run[0]
-        assert f"attnbench eval {target} --model" in found.not_run[0]
-        assert len(programs) == 8 and not refused
-        assert all(p.origin.method == "program" and p.folder.is_dir() for p in programs)
-    else:
-        assert "no tensor-core code" in found.not_run[0]
-        assert not programs and len(refused) == 1 and "no tensor-core code" in refused[0]
+    assert "export ANTHROPIC_API_KEY" in found.not_run[0]
+    assert f"attnbench eval {target} --model" in found.not_run[0]
+    assert not refused
+    assert Counter(p.backend for p in programs) == dict.fromkeys(experiment.backend_names, 8)
+    assert all(p.origin.method == "program" and p.folder.is_dir() for p in programs)
 
 
-@pytest.mark.parametrize("target", MODERN)
-def test_a_named_model_runs_every_method_on_every_task(target: str) -> None:
-    found = commissions(read_experiment(target, {"models": ["anthropic:x"]}), KNOWN)
-    assert len(found.trials) == 8 * 4 and not found.not_run
+def test_before_sm_80_kernels_are_asked_for_in_cuda() -> None:
+    found = commissions(read_experiment("t4", {"models": ["anthropic:x"], "backends": ["triton"]}), KNOWN)
+    assert not found.trials and "no tensor-core code" in found.not_run[0]
+    for target, backends in (("t4", ("cuda",)), ("h100", ("triton",))):
+        assert given(target=target, backends=[]).backend_names == backends
+
+
+@pytest.mark.parametrize("target", GPUS)
+def test_a_named_model_runs_every_method_on_every_task_in_every_backend(target: str) -> None:
+    experiment = read_experiment(target, {"models": ["anthropic:x"]})
+    found = commissions(experiment, KNOWN)
+    assert len(found.trials) == 8 * 4 * len(experiment.backend_names) and not found.not_run
 
 
 def test_programs_of_ones_own_name_their_task(tmp_path: Path) -> None:

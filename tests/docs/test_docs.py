@@ -93,7 +93,7 @@ def test_sessions_of_nox_exist(page: Path) -> None:
         for n in ast.parse(source).body
         if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "GPUS"
     )
-    known = {f"eval-{target}" for target in gpus} | {"eval-cpu"}
+    known = {f"{verb}-{target}" for target in gpus for verb in ("eval", "compile")} | {"eval-cpu"}
     known |= set(re.findall(r"@nox\.session\ndef (\w+)", source))
     for name in re.findall(r"nox -s ([\w-]+)", page.read_text()):
         assert name in known, name
