@@ -1,4 +1,4 @@
-"""Owns what a compiler says of the kernels that a candidate has run: registers, spills, shared memory."""
+"""Owns what a compiler says of the kernels that a candidate has run, as its author is told."""
 
 from __future__ import annotations
 
@@ -10,16 +10,34 @@ _MOST = 4  # kernels named
 
 
 def compiler_report() -> str:
-    """One clause for each Triton kernel that was compiled for a candidate in this process, or ''."""
-    triton = sys.modules.get("triton")
-    if triton is None:
-        return ""
-    found: dict[str, str] = {}
+    """One clause for each kernel that was compiled for a candidate in this process, or ''."""
+    found = _cuda()
+    if "triton" not in sys.modules:
+        return _clauses(found)
     for module in [m for name, m in sys.modules.items() if name.startswith(_PREFIX)]:
         for value in list(vars(module).values()):
             for kernel in _compiled(value):
                 found[kernel[0]] = kernel[1]
+    return _clauses(found)
+
+
+def _clauses(found: dict[str, str]) -> str:
     return "; ".join(f"{name}: {facts}" for name, facts in list(found.items())[:_MOST])
+
+
+def _cuda() -> dict[str, str]:
+    """Of CUDA kernels: what ptxas said, and the shared memory of the last launch."""
+    cuda = sys.modules.get("harness.build.cuda")
+    found: dict[str, str] = {}
+    for kernel in cuda.LOADED if cuda is not None else ():
+        facts = kernel.facts
+        if facts is not None and kernel.launched is not None:
+            _, dynamic = kernel.launched
+            found[kernel.name] = (
+                f"{facts.registers} registers, {facts.spill_bytes} bytes of spills, "
+                f"{facts.shared_bytes + dynamic} bytes of shared memory"
+            )
+    return found
 
 
 def _compiled(value: Any) -> list[tuple[str, str]]:

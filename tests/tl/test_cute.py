@@ -261,3 +261,15 @@ def test_a_negative_scale_is_not_folded_into_the_exponential(tmp_path: Path) -> 
     with planning("sm_80") as plans:
         module.attention(**tensors, scale=-0.1)
     assert plans[0].recipes[0].names[0].endswith("true, false, false>")
+
+
+@pytest.mark.parametrize("task", ["mha_causal", "sliding_window"])
+@pytest.mark.parametrize("file", ["kernel.cu", "attention.py"])
+def test_the_generated_source_is_the_golden_one(task: str, file: str) -> None:
+    variant, prog = program("reference", task)
+    written = lower_cute(prog, variant, find_target("a100")).files[file]
+    golden = Path(__file__).parent / "golden" / f"{task}_cute_{file}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(written, encoding="utf-8")
+    how = "if that is meant: UPDATE_GOLDEN=1 python -m pytest tests/tl/test_cute.py"
+    assert written == golden.read_text(encoding="utf-8"), how
