@@ -16,9 +16,9 @@ from pathlib import Path
 
 from harness.build.launches import Planned
 from harness.build.manifest import Manifest
-from harness.build.nvrtc import CompileError, CompilerMissing, Recipe, compiled
+from harness.build.nvrtc import CompileError, CompilerMissing, Recipe
 from harness.build.products import Product
-from harness.build.resources import facts, occupancy
+from harness.build.resources import facts, first_without_spills, occupancy
 from harness.experiment import Cell
 from harness.records import CompiledKernel
 from harness.targets import Target
@@ -115,22 +115,14 @@ class Presses:
 
     def _press(self, worker: Worker, manifest: Manifest, cell: Cell) -> Press:
         real = launches(worker, manifest, cell, machine_arch(self._target), self._task_folders)
-        jobs = [self._compilers.submit(self._first, plan.recipes) for plan in real]
+        jobs = [self._compilers.submit(first_without_spills, plan.recipes, self._cache) for plan in real]
         if self._arch != machine_arch(self._target):  # what the GPU at hand will be given
             other = launches(worker, manifest, cell, self._arch, self._task_folders)
             for plan in other:
-                self._compilers.submit(self._first, plan.recipes)
+                self._compilers.submit(first_without_spills, plan.recipes, self._cache)
         return Press(
             tuple(k for plan, job in zip(real, jobs, strict=True) for k in described(plan, job.result()))
         )
-
-    def _first(self, recipes: Sequence[Recipe]) -> tuple[Recipe, Product]:
-        """As a worker does it: the first recipe whose kernels spill nothing, else the last."""
-        for recipe in recipes:
-            product = compiled(recipe, self._cache)
-            if not product.cubin or not any(kernel.spill_bytes for kernel in facts(product)):
-                break
-        return recipe, product
 
 
 def launches(

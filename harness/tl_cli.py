@@ -117,7 +117,7 @@ def lower(
     file: File = None,
     task: TaskName = None,
     task_folders: TaskFolders = None,
-    backend: Annotated[str, typer.Option(help="triton or numba.")] = "triton",
+    backend: Annotated[str, typer.Option(help="triton, cuda (CuTe) or numba.")] = "triton",
     target: TargetName = None,
     tile: Tiles = None,
     dtype: Dtype = "fp16",

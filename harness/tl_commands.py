@@ -6,19 +6,15 @@ import difflib
 import json
 import re
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from harness.commands import guarded
-from harness.exits import EXIT_FOUND, EXIT_MACHINE, EXIT_STORE, EXIT_USAGE, fail
-from harness.targets import TARGETS, Target, find_target
+from harness.exits import EXIT_FOUND, EXIT_STORE, EXIT_USAGE, fail
+from harness.targets import Target, find_target
 from harness.tl import ir
 from harness.tl.check import Report
 from harness.tl.check import check as check_program
@@ -169,8 +165,8 @@ def lower(
     """Print or write the kernel that a program becomes, or what a compiler makes of it."""
     if backend not in COMPILED:
         fail(f"unknown backend {backend!r}; choose one of {', '.join(COMPILED)}", EXIT_USAGE)
-    if compile_ and backend != "triton":
-        fail("--compile is for the triton backend: it compiles for GPUs, without one", EXIT_USAGE)
+    if compile_ and backend == "numba":
+        fail("--compile compiles for GPUs, without one: take the triton or the cuda backend", EXIT_USAGE)
     target = target_of(target_name)
     source, task = program_of(path, task_name, folders)
     program = checked(source, task, target, as_json, dtype_of(dtype))
@@ -178,13 +174,15 @@ def lower(
     if out is not None:
         _write(lowered, out)
     if compile_:
-        _compile(lowered, task, target, dtype, as_json)
+        from harness.tl_compile import show
+
+        show(lowered, task, workload_to_compile(task, dtype), target, as_json)
     elif as_json:
         record = {"name": lowered.name, "backend": lowered.backend, "choice": dict(lowered.choice)}
         made = {"files": dict(lowered.files)} if out is None else {"folder": str(out)}
         print(json.dumps(record | made, indent=1))
     elif out is None:
-        sys.stdout.write(lowered.files["attention.py"])
+        sys.stdout.write(lowered.files["kernel.cu" if backend == "cuda" else "attention.py"])
     else:
         folder = escape(str(out))
         on = "cpu" if backend == "numba" else target_name or "TARGET"
@@ -200,8 +198,12 @@ def _lowered(
     tiles: Sequence[str],
     as_json: bool,
 ) -> Lowered:
-    known = {**dict(program.parameters), "warps": (), "stages": (), **dict(program.schedule)}
-    choice = tiles_of(tiles, known if backend == "triton" else dict(program.parameters))
+    known: dict[str, Sequence[int | str]] = dict(program.parameters)
+    if backend == "triton":
+        known |= {"warps": (), "stages": (), **dict(program.schedule)}
+    elif backend == "cuda":
+        known |= {"warps": (), "stages": (), "optimize": ()}
+    choice = tiles_of(tiles, known)
     try:
         return lower_program(program, task, backend, target, choice)
     except LowerError as error:
@@ -223,37 +225,6 @@ def _write(lowered: Lowered, out: Path) -> None:
         lowered.write(out)
     except OSError as error:
         fail(f"cannot write {out}: {error.strerror or error}", EXIT_STORE)
-
-
-def _compile(lowered: Lowered, task: Task, target: Target | None, dtype: str, as_json: bool) -> None:
-    try:
-        from harness.tl.lower.triton_aot import CompileError, architectures, compile_for
-    except ImportError as error:
-        fail(f"--compile needs Triton, which this machine lacks ({error})", EXIT_MACHINE)
-    workload = workload_to_compile(task, dtype)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Triton's own, about its next release
-            rows = compile_for(lowered, task, workload, architectures(target or TARGETS["h100"]))
-    except ImportError as error:
-        fail(f"--compile needs Triton, which this machine lacks ({error})", EXIT_MACHINE)
-    except CompileError as error:
-        fail(f"the Triton compiler refuses {lowered.name}: {error}", EXIT_FOUND)
-    if as_json:
-        print(json.dumps([{k: v for k, v in asdict(row).items() if k != "ptx"} for row in rows], indent=1))
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("kernel", "arch", "tensor core"):
-        table.add_column(column)
-    for column in ("registers", "spilled bytes", "shared bytes", "warps", "stages"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        figures = (row.registers, row.spill_bytes, row.shared_bytes, row.warps, row.stages)
-        table.add_row(row.kernel, row.arch, row.tensor_core or "none", *map(str, figures))
-    console = Console(highlight=False)
-    console.width = max(console.width, 120)
-    console.print(table)
-    console.print(f"head dimensions {workload.dim} and {workload.dim_v}, {workload.dtype}", style="dim")
 
 
 def workload_to_compile(task: Task, dtype: str) -> Workload:

@@ -53,6 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "harness.cli",
         "harness.commands",
+        "harness.tl_compile",
         "harness.static_report",
         "harness.console",
         "harness.doctor",

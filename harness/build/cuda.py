@@ -25,9 +25,9 @@ from typing import Any, cast
 import torch
 
 from harness.build.launches import PLANNER, Dim, LaunchError, PlannedKernel, passed, three
-from harness.build.nvrtc import CompileError, CompilerMissing, Recipe, compiled
+from harness.build.nvrtc import CompileError, CompilerMissing, Recipe
 from harness.build.products import ARCH_VARIABLE, CACHE_VARIABLE, Product
-from harness.build.resources import KernelFacts, facts
+from harness.build.resources import KernelFacts, facts, first_without_spills
 from harness.build.tensor_maps import tensor_map
 
 __all__ = ["CompileError", "CompilerMissing", "Kernel", "LaunchError", "Source", "device_arch", "tensor_map"]
@@ -90,18 +90,9 @@ class Source:
         if found is None:
             cache = Path(os.environ.get(CACHE_VARIABLE) or _own_cache())
             recipes = tuple(self.recipe(name, device_arch(), defines, level) for level in levels)
-            product = first_without_spills(recipes, cache)
+            _, product = first_without_spills(recipes, cache)
             found = self._kernels[key] = Kernel(product, name)
         return found
-
-
-def first_without_spills(recipes: Sequence[Recipe], cache: Path) -> Product:
-    """Compiled in turn until kernels keep all in registers; the last where none does. Raises CompileError."""
-    for recipe in recipes:
-        product = compiled(recipe, cache)
-        if not product.cubin or not any(kernel.spill_bytes for kernel in facts(product)):
-            break
-    return product
 
 
 def _own_cache() -> Path:

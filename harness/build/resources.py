@@ -7,9 +7,11 @@ per Compute Capability", and of the occupancy calculator for the granularity in 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from harness.build.nvrtc import Recipe, compiled
 from harness.build.products import Product
 
 _ENTRY = re.compile(r"ptxas info\s*: Compiling entry function '(\w+)' for '(\w+)'")
@@ -82,6 +84,15 @@ def facts(product: Product) -> tuple[KernelFacts, ...]:
             )
         )  # fmt: skip
     return tuple(found)
+
+
+def first_without_spills(recipes: Sequence[Recipe], cache: Path) -> tuple[Recipe, Product]:
+    """Compiled in turn until kernels keep all in registers; the last where none does. Raises CompileError."""
+    for recipe in recipes:
+        product = compiled(recipe, cache)
+        if not product.cubin or not any(kernel.spill_bytes for kernel in facts(product)):
+            break
+    return recipe, product
 
 
 def _ptxas(log: str) -> dict[str, tuple[int, int, int, int]]:

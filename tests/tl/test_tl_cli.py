@@ -157,6 +157,18 @@ def test_lower_compiles_ahead_of_time() -> None:
     assert all(row["shared_bytes"] > 0 and row["tensor_core"] for row in rows.values())
 
 
+def test_lower_to_cuda_prints_the_kernel_and_compiles_it_for_a_target() -> None:
+    printed = attnbench("tl", "lower", "--task", "mha", "--backend", "cuda", "--tile", "BM=64,warps=4")
+    assert printed.returncode == 0 and "__global__" in printed.stdout
+    found = attnbench(
+        "tl", "lower", "--task", "mha", "--backend", "cuda", "--target", "t4", "--compile", "--json"
+    )
+    (row,) = json.loads(found.stdout)
+    assert (row["arch"], row["spill_bytes"]) == ("sm_75", 0) and "m16n8k8" in row["tensor_core"][0]
+    refused = attnbench("tl", "lower", "--task", "mha", "--backend", "cuda", "--tile", "BM=24")
+    assert refused.returncode == 1 and "multiples of 16" in refused.stdout
+
+
 def test_format_prints_checks_and_writes(tmp_path: Path) -> None:
     path = tmp_path / "a.tl"
     path.write_text("# mine\n" + MHA.replace("Compute", "COMPUTE  "))
@@ -239,7 +251,7 @@ def files(folder: Path) -> None:
         ("run --task gqa_causal --heads 3", "cannot share 2 kv heads"),
         ("run --task mha --recipe nosuch", "unknown input recipe 'nosuch'"),
         ("lower --task mha --backend tritno", "unknown backend 'tritno'"),
-        ("lower --task mha --backend numba --compile", "--compile is for the triton backend"),
+        ("lower --task mha --backend numba --compile", "take the triton or the cuda backend"),
         ("space --task mha --target cpu", "give a GPU"),
         ("format", "give a file"),
         ("format - --write", "--write needs a file"),
