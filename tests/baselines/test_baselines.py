@@ -41,10 +41,14 @@ def assert_right(out: Tensor, task: Task, workload: Workload, inputs: dict[str, 
     assert (out - reference).abs().max() <= allowed
 
 
+# FlexAttention compiles for 20 s a shape on a CPU: one shape of tasks whose masks and mods differ.
+FLEX = ("mha_causal", "gqa_causal", "sliding_window", "softcap")
+
+
 def cells() -> Iterator[tuple[Baseline, Task, Workload]]:
     for baseline in BASELINES.values():
         for task, number, workload in SMOKE:
-            if baseline.name != "flex" or number == 0:
+            if baseline.name != "flex" or (number == 0 and task.name in FLEX):
                 yield baseline, task, workload
 
 

@@ -32,7 +32,7 @@ def test_plain_cuda_compiles_everywhere(arch: str, dtype: str, tmp_path: Path) -
         assert (kernel.spill_bytes, kernel.tensor_core) == (0, ())
 
 
-@pytest.mark.parametrize("arch", ARCHS if EVERY else ["sm_80"])
+@pytest.mark.parametrize("arch", ARCHS if EVERY else ["compute_80"])
 def test_cute_compiles_for_tensor_cores(arch: str, tmp_path: Path) -> None:
     for dim in (64, 128) if EVERY else (64,):
         name = f"attention<half_t, {dim}, 64, 64, 4, true>"
