@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.build.cuda import Source, device_arch
+from harness.build.cuda import Source, device_arch, tensor_map
 from harness.build.launches import LaunchError, planning
 from harness.build.nvrtc import Recipe
 from harness.build.resources import facts, first_without_spills
@@ -52,6 +52,17 @@ def test_a_planned_launch_is_as_strict_as_a_real_one(tmp_path: Path) -> None:
         with pytest.raises(LaunchError, match="one to three sizes"):
             source.kernel("k<4>")[(1, 1, 1, 1), 32]
     assert found == []
+
+
+def test_a_tensor_map_is_planned_without_an_address(tmp_path: Path) -> None:
+    (tmp_path / "kernel.cu").write_text(KERNEL)
+    source = Source(str(tmp_path / "attention.py"))
+    with planning("sm_90a") as found:
+        mapped = tensor_map(torch.empty(8, 64, dtype=torch.float16, device="meta"), (4, 64))
+        source.kernel("k<4>")[1, 32](mapped, 3)
+        with pytest.raises(LaunchError, match="no tensor map"):
+            tensor_map(torch.empty(8, 64, device="meta"), (4,))
+    assert len(found) == 1
 
 
 def test_the_first_level_without_spills_is_taken(tmp_path: Path) -> None:
