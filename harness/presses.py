@@ -114,15 +114,16 @@ class Presses:
                     future.set_result(Press(problem="it was not asked"))
 
     def _press(self, worker: Worker, manifest: Manifest, cell: Cell) -> Press:
-        real = launches(worker, manifest, cell, machine_arch(self._target), self._task_folders)
-        jobs = [self._compilers.submit(first_without_spills, plan.recipes, self._cache) for plan in real]
-        if self._arch != machine_arch(self._target):  # what the GPU at hand will be given
-            other = launches(worker, manifest, cell, self._arch, self._task_folders)
-            for plan in other:
-                self._compilers.submit(first_without_spills, plan.recipes, self._cache)
-        return Press(
-            tuple(k for plan, job in zip(real, jobs, strict=True) for k in described(plan, job.result()))
-        )
+        def begun(arch: str) -> list[tuple[Planned, Future[tuple[Recipe, Product]]]]:
+            plans = launches(worker, manifest, cell, arch, self._task_folders)
+            return [(p, self._compilers.submit(first_without_spills, p.recipes, self._cache)) for p in plans]
+
+        machine = machine_arch(self._target)
+        other = begun(self._arch) if self._arch != machine else []  # what the GPU at hand will be given
+        real = begun(machine)
+        for _, job in other:
+            job.result()
+        return Press(tuple(kernel for plan, job in real for kernel in described(plan, job.result())))
 
 
 def launches(
