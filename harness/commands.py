@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.bench import Bench, MachineError
+from harness.bench import Bench, MachineError, can_stand_in
 from harness.build.manifest import CandidateError, Manifest, scan_candidates
 from harness.console import Watcher
 from harness.doctor import findings
@@ -104,6 +104,11 @@ def evaluate(
     target = find_target(experiment.target)
     stand_in = guarded(lambda: find_target(prove_on)) if prove_on else None
     if stand_in is not None:
+        if not can_stand_in(stand_in, target):
+            fail(
+                f"--prove-on {stand_in.name}: it runs no PTX of {target.name}; take a GPU that is as new",
+                EXIT_USAGE,
+            )
         experiment, plan = _to_be_proven(experiment, plan)
     prepared = guarded(lambda: prepare(experiment, known, source))
     run = out or Path("runs") / f"{target.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -146,7 +151,11 @@ def _to_be_proven(experiment: Experiment, plan: Plan) -> tuple[Experiment, Plan]
     )
     candidates = tuple(m for m in plan.candidates if m.backend == "cuda")
     plan = replace(plan, baselines=(), candidates=candidates, unusable=(*plan.unusable, *left_out))
-    return experiment.model_copy(update={"backends": ("cuda",), "baselines": ()}), plan
+    untimed = experiment.refine.model_copy(
+        update={"rounds": 0, "search": False}
+    )  # a time would be another GPU's
+    update = {"backends": ("cuda",), "baselines": (), "refine": untimed}
+    return experiment.model_copy(update=update), plan
 
 
 def compile_only(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.build.launches import Planned
 from harness.build.manifest import Manifest
@@ -26,6 +27,7 @@ from harness.worker.process import Worker
 from harness.worker.protocol import WorkerError
 
 PLAN_LIMIT_S = 60.0
+MOST_RECIPES = 32  # that one call may ask for: what follows is a fault, or an attack on the cores
 
 
 class CannotPlan(RuntimeError):
@@ -140,23 +142,24 @@ def launches(
     }
     told = worker.ask("launches", args, limit_s=PLAN_LIMIT_S)
     try:
-        found = [_planned(entry) for entry in told["launches"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CannotPlan(f"it named no launches: {error}") from error
+        found = dict.fromkeys(_planned(launch) for launch in told["launches"])
+    except (AttributeError, KeyError, TypeError, ValueError, CompileError) as error:
+        raise CannotPlan(f"it named no launches that can be: {error}") from error
     if not found:
         raise CannotPlan("a call launched no kernel of its own")
-    return list(dict.fromkeys(found))
+    if sum(len(plan.recipes) for plan in found) > MOST_RECIPES:
+        raise CannotPlan(f"one call asks for more than {MOST_RECIPES} compilations")
+    return list(found)
 
 
-def _planned(told: dict[str, object]) -> Planned:
+def _planned(told: Mapping[str, Any]) -> Planned:
+    """As a worker told it; raises for what is no launch."""
     recipes = []
-    for recipe in told["recipes"]:  # type: ignore[attr-defined]
-        fields = dict(recipe)
-        for name in ("names", "defines", "headers"):
-            fields[name] = tuple(tuple(x) if isinstance(x, list) else x for x in fields[name])
-        recipes.append(Recipe(**fields))
-    grid, block = (tuple(int(n) for n in told[k]) for k in ("grid", "block"))  # type: ignore[attr-defined]
-    return Planned(tuple(recipes), grid, block, int(told["shared_bytes"]))  # type: ignore[arg-type, call-overload]
+    for recipe in told["recipes"]:
+        pairs = {name: tuple((str(k), str(v)) for k, v in recipe[name]) for name in ("defines", "headers")}
+        recipes.append(Recipe(**{**recipe, **pairs, "names": tuple(map(str, recipe["names"]))}))
+    (gx, gy, gz), (bx, by, bz) = told["grid"], told["block"]
+    return Planned(tuple(recipes), (gx, gy, gz), (bx, by, bz), int(told["shared_bytes"]))
 
 
 def described(plan: Planned, made: tuple[Recipe, Product]) -> list[CompiledKernel]:

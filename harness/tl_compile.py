@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from harness.exits import EXIT_FOUND, EXIT_MACHINE, fail
+from harness.exits import EXIT_FOUND, EXIT_MACHINE, EXIT_USAGE, fail
 from harness.presses import described, machine_arch
 from harness.targets import TARGETS, Target
 from harness.tl.lower.lowered import Lowered
@@ -84,8 +84,11 @@ def _cuda(lowered: Lowered, task: Task, workload: Workload, target: Target | Non
         for goal in [target] if target is not None else [TARGETS[name] for name in ON]:
             if not goal.supports(workload.dtype):
                 continue
-            with planning(machine_arch(goal)) as plans:
-                attention(**tensors, **task.scalars(workload))
+            try:
+                with planning(machine_arch(goal)) as plans:
+                    attention(**tensors, **task.scalars(workload))
+            except TypeError as error:  # what the candidate says of a dtype that it does not take
+                fail(f"{lowered.name}: {error}; choose --dtype fp16 or bf16", EXIT_USAGE)
             for plan in plans:
                 try:
                     made = first_without_spills(plan.recipes, Path(folder) / "cache")
@@ -94,6 +97,8 @@ def _cuda(lowered: Lowered, task: Task, workload: Workload, target: Target | Non
                 except CompileError as error:
                     fail(f"the CUDA compiler refuses {lowered.name}: {error}", EXIT_FOUND)
                 rows += [k.model_dump(mode="json", exclude={"name"}) for k in described(plan, made)]
+    if not rows:
+        fail(f"no target asked for has tensor cores for {workload.dtype}; choose --dtype fp16", EXIT_USAGE)
     return rows
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.bench import MachineError, _lock_device
+from harness.bench import MachineError, _lock_device, can_stand_in
+from harness.targets import find_target
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +54,17 @@ def test_gpus_that_are_not_shown_do_not_split_the_cpu(monkeypatch: pytest.Monkey
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
         with pytest.raises(MachineError):
             _lock_device(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "target", "can"),
+    [
+        ("h100", "t4", True),
+        ("h100", "h100", True),
+        ("a100", "h100", False),
+        ("h100", "cpu", False),
+        ("cpu", "t4", False),
+    ],
+)
+def test_ptx_runs_on_its_own_architecture_and_on_newer_ones(stand_in: str, target: str, can: bool) -> None:
+    assert can_stand_in(find_target(stand_in), find_target(target)) is can

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from harness import presses as presses_module
+from harness.build.launches import Planned
 from harness.build.manifest import Manifest, read_candidate
 from harness.experiment import Cell
 from harness.presses import Press, Presses, machine_arch, ptx_arch
 from harness.static_report import compile_all, markdown, write
 from harness.targets import find_target
+from harness.worker.process import Worker
 from tasks import find
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "candidates"
@@ -68,12 +71,36 @@ def test_a_worker_finds_what_was_compiled_ahead(tmp_path: Path) -> None:
     assert {json.loads(p.read_text())["arch"] for p in kept} == {"sm_80", "compute_80"}
 
 
-def test_a_candidate_is_asked_once_a_cell_and_others_not_at_all(tmp_path: Path) -> None:
+def test_a_candidate_is_asked_once_a_cell_and_others_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def counted(worker: Worker, manifest: Manifest, cell: Cell, *rest: object) -> list[Planned]:
+        asked.append(f"{manifest.name} {cell.workload.key}")
+        return []
+
+    monkeypatch.setattr(presses_module, "launches", counted)
     presses = Presses(A100, tmp_path / "cache", "sm_80")
-    other = read_candidate(EXAMPLES / "triton_flash")
-    presses.foresee(other, CELLS)
+    mine, other = read_candidate(EXAMPLES / "cuda_plain"), read_candidate(EXAMPLES / "triton_flash")
+    for _ in range(3):
+        presses.foresee(mine, CELLS)
+        presses.foresee(other, CELLS)
     assert presses.of(other, CELLS[0]) is None
+    assert all(presses.of(mine, cell, 60.0) is not None for cell in CELLS)
+    assert asked == [f"cuda_plain {cell.workload.key}" for cell in CELLS]
     presses.close()
+
+
+def test_a_call_that_asks_for_endless_compilations_gets_none(tmp_path: Path) -> None:
+    many = ATTENTION.replace(
+        'SOURCE.kernel("k")[1, 32, {shared}](q)',
+        """for n in range(1000):
+        SOURCE.kernel(f"k<{n}>")[1, 32](q)""",
+    )
+    (first, *_) = pressed(candidate(tmp_path / "c", "", many), tmp_path)
+    assert first.kernels == () and "more than 32 compilations" in first.problem
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_kernel_that_does_not_compile_says_why(tmp_path: Path) -> None:

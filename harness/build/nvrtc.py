@@ -65,6 +65,8 @@ class Recipe:
             raise CompileError(
                 f"no architecture is called {self.arch!r}; there are sm_80, sm_90a, compute_75, ..."
             )
+        if type(self.optimize) is not int or not 0 <= self.optimize <= 3:
+            raise CompileError(f"ptxas has the levels 0 to 3, not {self.optimize!r}")
         if not self.names:
             raise CompileError("name at least one kernel")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.build.nvrtc import Recipe, compiled
+from harness.build.nvrtc import CompileError, Recipe, compiled
 from harness.build.resources import facts
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "candidates"
@@ -30,6 +30,11 @@ def test_plain_cuda_compiles_everywhere(arch: str, dtype: str, tmp_path: Path) -
         product = compiled(recipe("cuda_plain", arch, f"attention<{dtype}, 128, {causal}>"), tmp_path)
         (kernel,) = facts(product)
         assert (kernel.spill_bytes, kernel.tensor_core) == (0, ())
+
+
+def test_bf16_is_refused_where_no_tensor_core_multiplies_it(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="incomplete"):
+        compiled(recipe("cute_flash", "compute_75", "attention<bfloat16_t, 64, 64, 16, 4, true>"), tmp_path)
 
 
 @pytest.mark.parametrize("arch", ARCHS if EVERY else ["compute_80"])

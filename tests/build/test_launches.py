@@ -9,7 +9,7 @@ import torch
 
 from harness.build.cuda import Source, device_arch, tensor_map
 from harness.build.launches import LaunchError, planning
-from harness.build.nvrtc import Recipe
+from harness.build.nvrtc import CompileError, Recipe
 from harness.build.resources import facts, first_without_spills
 
 KERNEL = "template <int N> __global__ void k(float* x, int n) { if (n) x[threadIdx.x] = N; }\n"
@@ -63,6 +63,14 @@ def test_a_tensor_map_is_planned_without_an_address(tmp_path: Path) -> None:
         with pytest.raises(LaunchError, match="no tensor map"):
             tensor_map(torch.empty(8, 64, device="meta"), (4,))
     assert len(found) == 1
+
+
+def test_levels_of_ptxas_that_there_are_not_are_refused(tmp_path: Path) -> None:
+    for level in (4, -1, "3 --verbose", True):
+        with pytest.raises(CompileError, match="the levels 0 to 3"):
+            Recipe(KERNEL, "sm_80", ("k<1>",), optimize=level)  # type: ignore[arg-type]
+    with pytest.raises(CompileError, match="at least one level"):
+        first_without_spills([], tmp_path)
 
 
 def test_the_first_level_without_spills_is_taken(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.build import nvrtc
-from harness.build.nvrtc import CompileError, CompilerMissing, Recipe, compile_all, compiled
+from harness.build.nvrtc import SHIMS, CompileError, CompilerMissing, Recipe, compile_all, compiled
 from harness.build.products import Product, keep, read
 from harness.build.resources import facts
 
@@ -194,3 +194,21 @@ def test_what_is_missing_is_named_with_the_way_to_install_it(monkeypatch: pytest
     monkeypatch.setattr(nvrtc, "_found", lambda _: None)
     with pytest.raises(CompilerMissing, match="bindings"):
         nvrtc.include_folders.__wrapped__()
+
+
+def test_headers_that_device_code_includes_by_habit_are_there(tmp_path: Path) -> None:
+    shims = sorted(f.name for f in SHIMS.iterdir())
+    assert {"stdint.h", "cstdint", "math.h", "float.h"} <= set(shims)
+    includes = "".join(f"#include <{name}>\n" for name in (*shims, "mma.h", "cuda.h", "cuda_fp16.h"))
+    source = (
+        includes
+        + """
+__global__ void k(float* x, const __grid_constant__ CUtensorMap map) {
+    uint32_t a = 1; int64_t b = 2; uintptr_t c = 3; size_t d = sizeof(map);
+    nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> f;
+    nvcuda::wmma::fill_fragment(f, 0.f);
+    x[0] = INFINITY + FLT_MAX + a + b + c + d + INT_MAX + fmaxf(x[1], f.x[0]);
+}
+"""
+    )
+    assert compiled(Recipe(source, "sm_90a", ("k",)), tmp_path).cubin

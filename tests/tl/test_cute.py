@@ -15,6 +15,7 @@ import torch
 
 from harness.build.launches import Planned, planning
 from harness.build.nvrtc import CompileError, compile_all
+from harness.build.nvrtc import compiled as compile_one
 from harness.build.products import Product
 from harness.build.resources import facts, occupancy
 from harness.targets import find_target
@@ -237,6 +238,22 @@ def test_the_space_holds_only_what_can_be_lowered() -> None:
 def test_a_dtype_without_tensor_cores_is_refused_before_anything_is_compiled(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"no tensor core of this code multiplies torch\.float32"):
         launches(find("mha"), "a100", "sm_80", tmp_path, "fp32")
+
+
+def test_bf16_does_not_compile_where_no_tensor_core_multiplies_it(tmp_path: Path) -> None:
+    (plan, *_) = launches(find("mha"), "t4", "sm_75", tmp_path, "bf16")
+    with pytest.raises(CompileError, match="bf16 from sm_80 on"):
+        compile_one(plan.recipes[0], tmp_path / "cache")
+
+
+def test_a_loop_that_cannot_fetch_ahead_waits_before_it_overwrites() -> None:
+    entry = next(e for e in corpus("lenient") if e.name.endswith("19_window_two_masks"))
+    task, prog = program_of(entry)
+    kernel = lower(prog, task, "cuda").files["kernel.cu"]
+    loop = kernel[kernel.index("for (int j") :]
+    for tile in ("K_shared", "V_shared"):
+        before = loop[: loop.index(f"fetch<ALIGNED, THREADS>({tile}")]
+        assert before.rstrip().endswith("__syncthreads();"), tile
 
 
 def test_rows_that_are_not_aligned_take_the_slow_way(tmp_path: Path) -> None:

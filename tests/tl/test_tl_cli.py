@@ -252,6 +252,7 @@ def files(folder: Path) -> None:
         ("run --task mha --recipe nosuch", "unknown input recipe 'nosuch'"),
         ("lower --task mha --backend tritno", "unknown backend 'tritno'"),
         ("lower --task mha --backend numba --compile", "take the triton or the cuda backend"),
+        ("lower --task mha --backend cuda --dtype fp32 --compile", "no tensor core of this code"),
         ("space --task mha --target cpu", "give a GPU"),
         ("format", "give a file"),
         ("format - --write", "--write needs a file"),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from harness.targets import find_target
 from harness.tl.corpus_index import corpus
+from harness.tl.lower.python_layout import WIDTH, expression, statement
 from harness.tl.lower.triton import lower_triton
-from harness.tl.lower.triton_layout import WIDTH, expression, statement
 from tests.tl.triton_trial import program, program_of
 
 GOLDEN = Path(__file__).parent / "golden"

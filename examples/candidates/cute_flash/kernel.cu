@@ -10,7 +10,8 @@ using namespace cute;
 template <class T> struct Mma { using atom = SM80_16x8x16_F32F16F16F32_TN; };
 template <> struct Mma<bfloat16_t> { using atom = SM80_16x8x16_F32BF16BF16F32_TN; };
 #else
-template <class T> struct Mma { using atom = SM75_16x8x8_F32F16F16F32_TN; };
+template <class T> struct Mma;  // of fp16 alone: tensor cores multiply bf16 from sm_80 on
+template <> struct Mma<half_t> { using atom = SM75_16x8x8_F32F16F16F32_TN; };
 #endif
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
 

@@ -18,7 +18,6 @@ LEVELS = (1, 3)  # of ptxas that a search tries
 USUAL = 1  # on an H100 as fast as 2 and 3 or faster in most cells, and nothing of the core tasks spills
 _REGISTERS = 192  # 32-bit registers of a thread that accumulators may take; of 255, the rest is addresses
 _OLD_REGISTERS = 160  # before sm_80, where a tile passes through registers on its way to shared memory
-_RESERVED = 1 << 10  # bytes of shared memory that the driver takes of every block, from sm_80 on
 
 
 def complete(program: ir.Program, choice: Mapping[str, int]) -> dict[str, int]:
@@ -139,12 +138,12 @@ def default_table(program: ir.Program, target: Target | None) -> tuple[Row, ...]
             pool = [min(pool, key=lambda c: shared_bytes(program, c, dim, dim_v))] if pool else []
         if not pool:
             pool = [complete(program, {})]
-        rows.append(Row.of(2, dim, 0, max(pool, key=lambda c: _merit(program, target, c, dim, dim_v))))
+        rows.append(Row.of(2, dim, 0, max(pool, key=lambda c: _merit(program, target, c, dim))))
     return tuple(rows)
 
 
 def _merit(
-    program: ir.Program, target: Target | None, choice: Mapping[str, int], dim: int, dim_v: int
+    program: ir.Program, target: Target | None, choice: Mapping[str, int], dim: int
 ) -> tuple[int, ...]:
     """As measured on an H100 with sm_80's instructions: rows of a warp first, since they share what ldmatrix
     brings; then columns, up to what registers allow; then fewer warps and tiles in flight."""

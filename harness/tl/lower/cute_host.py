@@ -10,7 +10,7 @@ from harness.tl import ir
 from harness.tl.lower.cute_loops import KernelText
 from harness.tl.lower.cute_tiles import CONSTANT_SIZES
 from harness.tl.lower.host import declaration, largest, python_text, sizes
-from harness.tl.lower.triton_layout import call, expression, statement
+from harness.tl.lower.python_layout import call, expression, statement
 from harness.tl.problem import TaskLike
 from harness.tl.syntax import Level
 
@@ -49,7 +49,7 @@ TYPES = {torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a generated kernel takes, in order. `strides`: of each tensor, the axes whose stride is passed."""
+    """What a generated kernel takes, in order; of a tensor a matrix and the axes whose stride is passed."""
 
     tensors: tuple[tuple[str, ir.Matrix, tuple[int, ...]], ...]
     scalars: tuple[tuple[str, str], ...]  # name, C++ type
@@ -92,7 +92,7 @@ def host_side(program: ir.Program, task: TaskLike, parts: Sequence[tuple[KernelT
     """Source of `attention` and what it calls; `parts` are the program's kernels in order."""
     tensors = [t.name for t in task.tensors]
     lines: list[str] = [*sizes(task)]
-    launches = [line for part in parts for line in _launch(part[0].kernel, *part, tensors[0])]
+    launches = [line for part in parts for line in _launch(*part, tensors[0])]
     used = set(re.findall(r"\w+", "\n".join(launches)))
     if "group" in used:
         lines.append("group = heads // kv_heads")
@@ -118,7 +118,7 @@ def _allocations(parts: Sequence[tuple[KernelText, Signature]], first: str) -> l
     return lines
 
 
-def _launch(kernel: ir.Kernel, text: KernelText, signature: Signature, first: str) -> list[str]:
+def _launch(text: KernelText, signature: Signature, first: str) -> list[str]:
     lines: list[str] = []
     if signature.factors:
         values = {name: python_text(text.factors[name], CDIV) for name in signature.factors}

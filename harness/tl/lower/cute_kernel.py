@@ -12,8 +12,6 @@ from harness.tl.lower.cute_text import AND, PRODUCT, Cpp, call, infix
 from harness.tl.lower.lowered import LowerError
 from harness.tl.syntax import Level
 
-_CAST = {"fp16": "half_t", "bf16": "bfloat16_t"}
-
 
 @dataclass
 class StatementText(ProductText):

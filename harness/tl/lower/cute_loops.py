@@ -8,6 +8,7 @@ from harness.tl import ir
 from harness.tl.lower.cute_kernel import StatementText
 from harness.tl.lower.cute_pipeline import Fetch, Pipeline, pipeline
 from harness.tl.lower.cute_text import ONE, index
+from harness.tl.lower.facts import grows
 from harness.tl.lower.lowered import LowerError
 from harness.tl.lower.peel import Peeled, peel
 from harness.tl.syntax import Level
@@ -37,9 +38,8 @@ class KernelText(StatementText):
         if last < 0:
             self.top_level(rest)
             return
-        with self.block(
-            ""
-        ):  # the block's index is read again: it need not stay in registers through the loop
+        # the block's index is read again after the loops: it need not stay in registers through them
+        with self.block(""):
             for line in self.grid(again=True):
                 self.put(line)
             self.top_level(rest)
@@ -308,16 +308,6 @@ class KernelText(StatementText):
         if len(axes) > 3:
             raise LowerError("a grid of more than three axes has no CuTe code")
         return axes
-
-
-def grows(kernel: ir.Kernel, row: str) -> bool:
-    """Whether later rows have longer loops."""
-    return any(
-        isinstance(n, ir.For)
-        and ir.Sym(row) in set(ir.walk(n.stop))
-        and ir.Sym(row) not in set(ir.walk(n.start))
-        for n in ir.nodes(kernel.body)
-    )
 
 
 def _atom(slots: str) -> str:

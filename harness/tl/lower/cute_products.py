@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from harness.tl import ir
 from harness.tl.lower.cute_text import ONE, PRODUCT, Cpp, call, index
 from harness.tl.lower.cute_tiles import TileText
+from harness.tl.lower.facts import keeps_zero, starts_with_value
 from harness.tl.lower.lowered import LowerError, comment
-from harness.tl.lower.triton_facts import keeps_zero
 from harness.tl.syntax import Level
 
 _CAST = {"fp16": "half_t", "bf16": "bfloat16_t"}
@@ -117,7 +117,11 @@ class ProductText(TileText):
         for tile, other in (expr.args, expr.args[::-1]):
             if not (isinstance(tile, ir.Ref) and tile.tile == node.result and ONE not in tile.tile.shape):
                 continue
-            if not self._known_to_host(other) or self._carried(tile.tile) or tile.tile.level is Level.SHARED:
+            if (
+                not self._known_to_host(other)
+                or starts_with_value(self.kernel, tile.tile)
+                or tile.tile.level is Level.SHARED
+            ):
                 return False
             text = self.values.value(other, False, node.source).inside(PRODUCT + 1)
             name = next((n for n, e in self.factors.items() if e == other), "")
@@ -144,10 +148,6 @@ class ProductText(TileText):
                     continue
             return False
         return True
-
-    def _carried(self, tile: ir.Tile) -> bool:
-        inits = (n for n in ir.nodes(self.kernel.body) if isinstance(n, ir.Init))
-        return any(n.tile == tile and n.value is not None for n in inits)
 
     def settle(self, tile: ir.Tile) -> None:
         """Carry out what is still open on a tile."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from harness.tl import ir
 from harness.tl.lower.cute_text import ONE, Cpp, Values, index
+from harness.tl.lower.facts import may_be_minus_infinity
 from harness.tl.lower.lowered import LowerError, comment
-from harness.tl.lower.triton_facts import may_be_minus_infinity
+from harness.tl.lower.python_layout import WIDTH
 from harness.tl.syntax import Level, Statement
 
-WIDTH = 110
 CONSTANT_SIZES = ("dim", "dim_v", "group")  # known when a kernel is compiled
 # What the generated file and `tile.cuh` use, and words of C++: a tile called so gets an underscore.
 RESERVED = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.tl import ir
 from harness.tl.lower.lowered import LowerError
-from harness.tl.lower.triton_layout import WIDTH, call
+from harness.tl.lower.python_layout import WIDTH, call
 from harness.tl.problem import SIZES, TaskLike
 
 

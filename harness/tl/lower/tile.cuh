@@ -281,6 +281,7 @@ template <> __device__ inline void mma<half_t>(float (&c)[4], uint32_t (&a)[4], 
     }
 }
 template <> __device__ inline void mma<bfloat16_t>(float (&c)[4], uint32_t (&a)[4], uint32_t& b0, uint32_t& b1) {
+    static_assert(kAsync, "tensor cores multiply bf16 from sm_80 on");
     cute::SM80_16x8x16_F32BF16BF16F32_TN::fma(
         c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]);
 }

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from harness.targets import Target
 from harness.tl import ir
 from harness.tl.lower.choices import Row, default_table
+from harness.tl.lower.facts import grows
 from harness.tl.lower.lowered import Lowered, LowerError
+from harness.tl.lower.python_layout import call
 from harness.tl.lower.triton_host import host_side
-from harness.tl.lower.triton_layout import call
 from harness.tl.lower.triton_loops import KernelText
 from harness.tl.lower.triton_prelude import helpers
 from harness.tl.lower.triton_signature import Signature
@@ -156,16 +157,6 @@ def _grid_indices(kernel: ir.Kernel, text: KernelText) -> None:
             text.put(f"pid = {rest}")
             text.put(f"{axis.name} = pid % ({extent})")
             rest = f"pid // ({extent})"
-        if axis.role == "rows" and _grows(kernel, axis.name):
+        if axis.role == "rows" and grows(kernel, axis.name):
             why = "the last rows have most to do: they start first"
             text.put(f"{axis.name} = {extent} - 1 - {axis.name}  # {why}")
-
-
-def _grows(kernel: ir.Kernel, row: str) -> bool:
-    """Whether later rows have longer loops."""
-    return any(
-        isinstance(n, ir.For)
-        and ir.Sym(row) in set(ir.walk(n.stop))
-        and ir.Sym(row) not in set(ir.walk(n.start))
-        for n in ir.nodes(kernel.body)
-    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness.tl import ir
 from harness.tl.lower.host import declaration, largest, python_text, sizes
-from harness.tl.lower.triton_layout import call, expression, statement
+from harness.tl.lower.python_layout import call, expression, statement
 from harness.tl.lower.triton_loops import KernelText
 from harness.tl.lower.triton_memory import Access
 from harness.tl.lower.triton_signature import Signature

@@ -6,9 +6,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from harness.tl import ir
+from harness.tl.lower.facts import covers, keeps_zero, plus, starts_with_value
 from harness.tl.lower.lowered import LowerError
-from harness.tl.lower.triton_facts import covers, keeps_zero, plus
-from harness.tl.lower.triton_layout import expression
+from harness.tl.lower.python_layout import expression
 from harness.tl.lower.triton_tiles import TileText
 from harness.tl.lower.triton_values import LOG2_E, ONE
 from harness.tl.syntax import Statement
@@ -161,18 +161,12 @@ class StatementText(TileText):
                 and tile.tile == node.result
                 and ONE not in tile.tile.shape
             ):
-                if tile.tile in self.values.operand_typed or self._loop_carried(tile.tile):
+                if tile.tile in self.values.operand_typed or starts_with_value(self.kernel, tile.tile):
                     return None
                 ok = all(isinstance(p, ir.Sym | ir.Const | ir.Op) for p in ir.walk(other))
                 host = all(not isinstance(p, ir.Sym) or p.name in self.floats for p in ir.walk(other))
                 return (tile.tile, other) if ok and host else None
         return None
-
-    def _loop_carried(self, tile: ir.Tile) -> bool:
-        return any(
-            isinstance(n, ir.Init) and n.tile == tile and n.value is not None
-            for n in ir.nodes(self.kernel.body)
-        )
 
     def _open_factor(self, node: ir.Map, tile: ir.Tile, factor: ir.Expr) -> None:
         """The factor waits until the scores are exponentiated: there it costs nothing, if it is positive."""

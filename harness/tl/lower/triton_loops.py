@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from harness.tl import ir
+from harness.tl.lower.facts import ahead
 from harness.tl.lower.peel import Peeled, peel
-from harness.tl.lower.triton_facts import ahead
 from harness.tl.lower.triton_kernel import StatementText
 from harness.tl.lower.triton_values import ONE
 

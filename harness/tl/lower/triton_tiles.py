@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from harness.tl import ir
+from harness.tl.lower.facts import may_be_minus_infinity, only_sliced
 from harness.tl.lower.lowered import LowerError, comment
-from harness.tl.lower.triton_facts import may_be_minus_infinity, only_sliced
-from harness.tl.lower.triton_layout import WIDTH, call, expression, statement
+from harness.tl.lower.python_layout import WIDTH, call, expression, statement
 from harness.tl.lower.triton_memory import Access, Accesses
 from harness.tl.lower.triton_values import ONE, Values
 from harness.tl.syntax import Level

@@ -1,4 +1,4 @@
-"""Owns what the Triton compiler derives from a kernel before it writes it.
+"""Owns what compilers to GPUs derive from a kernel before they write it.
 
 Which values may be -inf, which tiles stay zero in their padding, which products can run a round ahead.
 """
@@ -42,6 +42,22 @@ def ahead(loop: ir.For) -> tuple[tuple[ir.Node, ...], tuple[ir.Node, ...]] | Non
     head = tuple(n for n in loop.body if n in products or (isinstance(n, ir.Load) and n.tile in needed))
     rest = tuple(n for n in loop.body if n not in head)
     return head, rest
+
+
+def grows(kernel: ir.Kernel, row: str) -> bool:
+    """Whether later rows have longer loops."""
+    return any(
+        isinstance(n, ir.For)
+        and ir.Sym(row) in set(ir.walk(n.stop))
+        and ir.Sym(row) not in set(ir.walk(n.start))
+        for n in ir.nodes(kernel.body)
+    )
+
+
+def starts_with_value(kernel: ir.Kernel, tile: ir.Tile) -> bool:
+    """Whether the tile is given a start value: what is added up in a loop is."""
+    inits = (n for n in ir.nodes(kernel.body) if isinstance(n, ir.Init))
+    return any(n.tile == tile and n.value is not None for n in inits)
 
 
 def plus(a: ir.Expr, b: ir.Expr) -> ir.Expr:
