@@ -269,9 +269,13 @@ template <class T, int R, int C, int M, int N> __device__ inline void put(Shared
 
 // --- products --------------------------------------------------------------------------------------------
 
-template <class T> __device__ inline void mma(float (&c)[4], uint32_t (&a)[4], uint32_t& b0, uint32_t& b1);
-template <> __device__ inline void mma<half_t>(float (&c)[4], uint32_t (&a)[4], uint32_t& b0, uint32_t& b1) {
-    if constexpr (kAsync) {
+template <class T> __device__ inline void mma(float (&c)[4], uint32_t (&a)[4], uint32_t& b0, uint32_t& b1) {
+    constexpr bool half = cute::is_same<T, half_t>::value;
+    static_assert(half || kAsync, "tensor cores multiply bf16 from sm_80 on");
+    if constexpr (!half) {
+        cute::SM80_16x8x16_F32BF16BF16F32_TN::fma(
+            c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]);
+    } else if constexpr (kAsync) {
         cute::SM80_16x8x16_F32F16F16F32_TN::fma(
             c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]);
     } else {
@@ -279,11 +283,6 @@ template <> __device__ inline void mma<half_t>(float (&c)[4], uint32_t (&a)[4], 
         Mma::fma(c[0], c[1], c[2], c[3], a[0], a[1], b0, c[0], c[1], c[2], c[3]);
         Mma::fma(c[0], c[1], c[2], c[3], a[2], a[3], b1, c[0], c[1], c[2], c[3]);
     }
-}
-template <> __device__ inline void mma<bfloat16_t>(float (&c)[4], uint32_t (&a)[4], uint32_t& b0, uint32_t& b1) {
-    static_assert(kAsync, "tensor cores multiply bf16 from sm_80 on");
-    cute::SM80_16x8x16_F32BF16BF16F32_TN::fma(
-        c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]);
 }
 
 // c += a b^T: columns [FROM, TO) of a with as many of b from B_FROM on; the rows of b are the columns of c.
