@@ -17,7 +17,7 @@ import torch
 from baselines import BASELINES
 from harness.build.backends import BACKENDS
 from harness.build.manifest import Manifest
-from harness.build.products import ARCH_VARIABLE, CACHE_VARIABLE
+from harness.build.products import ARCH_VARIABLE
 from harness.environment import describe
 from harness.experiment import Cell, Experiment
 from harness.ledger import Ledger
@@ -26,8 +26,11 @@ from harness.presses import Presses, machine_arch, ptx_arch
 from harness.targets import Target, target_of_device
 from harness.verify.exam import Exam, ImageStore, Question, image_layout
 from harness.warmup import compile_ahead, jobs
+from harness.worker.caps import Caps
+from harness.worker.loading import packed
 from harness.worker.process import Worker, WorkerPool
 from harness.worker.protocol import RequestFailed, WorkerError
+from harness.worker.sandbox import Sandbox
 from tasks.spec import Task, Workload
 
 # Modules that every worker needs sooner or later; importing them early hides their cost.
@@ -87,7 +90,8 @@ class Bench:
         target: Target,
         *,
         task_folders: Sequence[Path] = (),
-        wrap: Sequence[str] = (),
+        sandbox: Sandbox | None = None,
+        caps: Caps | None = None,
         stand_in: Target | None = None,
     ) -> None:
         self.experiment, self.target = experiment, target
@@ -98,12 +102,13 @@ class Bench:
         self.limits, self.policy = experiment.request_limits, experiment.policy
         self.seed = experiment.seed if experiment.seed is not None else secrets.randbits(31)
         self.ledger = Ledger()
-        self.sandboxed = bool(wrap)
+        self.sandbox = sandbox  # None: candidates have this user's rights, and every result says so
+        self._caps = caps or Caps.of_this_machine()
         self._lock = _lock_device(self.device)
         with self.ledger.stage("start"):
-            self._start(wrap)
+            self._start()
 
-    def _start(self, wrap: Sequence[str]) -> None:
+    def _start(self) -> None:
         self.images = ImageStore()
         self._seats: dict[str, Seat] = {}
         self._resting: list[Manifest] = []  # with a seat, and perhaps with no turn to come; oldest first
@@ -112,14 +117,25 @@ class Bench:
         self._cache = tempfile.TemporaryDirectory(prefix="attnbench-cache-", ignore_cleanup_errors=True)
         self._new_library()
         self.cuda_arch = ptx_arch(self.target) if self.stand_in else machine_arch(self.target)
-        self.presses = Presses(self.target, self._cuda_cache, self.cuda_arch, self.task_folders)
-        self.pool = WorkerPool(str(self.device), wrap=wrap, warm=_WARM[self.kind])
+        self._cuda_cache.mkdir()
+        self.presses = Presses(self.target, self._cuda_cache, self.cuda_arch, self.sandbox)
+        self.pool = WorkerPool(
+            str(self.device),
+            sandbox=self.sandbox,
+            warm=_WARM[self.kind],
+            products=self._cuda_cache,
+            caps=self._caps,
+        )
         self.telemetry = open_telemetry(self.device.index if self.kind == "cuda" else None)
-        self.environment = describe(self.target, self.device, "bubblewrap" if wrap else "none")
+        self.environment = describe(self.target, self.device, self.sandbox.name if self.sandbox else "none")
+
+    @property
+    def sandboxed(self) -> bool:
+        return self.sandbox is not None
 
     @property
     def _cuda_cache(self) -> Path:
-        """Where what is compiled of CUDA is kept for every worker, by content."""
+        """Where what the judge compiles of CUDA is kept, by content; workers can only read it."""
         return Path(self._cache.name) / "cuda"
 
     @property
@@ -211,11 +227,10 @@ class Bench:
         if entry not in seat.entries:
             args = {
                 "kernel": entry,
-                "folder": str(manifest.folder.resolve()),
+                "source": packed(manifest.sha256[:16], manifest.files),
                 "entry": entry,
                 "backend": manifest.backend,
-                "cache": str(Path(self._cache.name) / "candidates" / manifest.sha256),
-                "cuda": {CACHE_VARIABLE: str(self._cuda_cache), ARCH_VARIABLE: self.cuda_arch},
+                "environment": {ARCH_VARIABLE: self.cuda_arch},
             }
             with self.ledger.stage("build"):
                 seat.worker.ask("load", args, limit_s=self.limits.load_s)

@@ -153,6 +153,13 @@ def eval_(
             help="The GPU at hand: it proves the target's PTX, and times nothing.",
         ),
     ] = None,
+    no_sandbox: Annotated[
+        bool,
+        typer.Option(
+            "--no-sandbox",
+            help="Run kernels with your own rights, where no sandbox is to be had; every record says so.",
+        ),
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the inputs [fresh].")] = None,
     time_cap: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Sampling time of a cell.")
@@ -181,9 +188,11 @@ def eval_(
 
         given = {key: value for key, value in overrides.items() if value or value == 0}
         if compile_only:
-            commands.compile_only(experiment, given, task_folders or [], out)
+            commands.compile_only(experiment, given, task_folders or [], out, no_sandbox)
             return
-        commands.evaluate(experiment, given, task_folders or [], time_cap, out, resume, partial, prove_on)
+        commands.evaluate(
+            experiment, given, task_folders or [], time_cap, out, resume, partial, prove_on, no_sandbox
+        )
     except KeyboardInterrupt:  # before the run began, or after it ended
         fail("interrupted", EXIT_INTERRUPTED)
 

@@ -36,6 +36,7 @@ from harness.records import RunSummary
 from harness.store import Store, StoreError
 from harness.targets import TargetError, find_target
 from harness.worker.protocol import WorkerError
+from harness.worker.sandbox import NoSandbox, Sandbox, find_sandbox
 from tasks import Task, TaskError, discover, find
 
 T = TypeVar("T")
@@ -95,6 +96,7 @@ def evaluate(
     resume: bool,
     partial: bool = False,
     prove_on: str | None = None,
+    no_sandbox: bool = False,
 ) -> None:
     """Run an experiment into its directory and print the report.
 
@@ -111,16 +113,20 @@ def evaluate(
             )
         experiment, plan = _to_be_proven(experiment, plan)
     prepared = guarded(lambda: prepare(experiment, known, source))
+    kernels = plan.candidates or plan.ended or experiment.models or experiment.programs
+    sandbox = guarded(lambda: confinement(no_sandbox)) if kernels else None
     run = out or Path("runs") / f"{target.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     signal.signal(signal.SIGTERM, _terminated)
     console = Console(highlight=False)
+    if kernels and sandbox is None:
+        console.print("[yellow]no sandbox[/] kernels run with your rights; every record says so")
     for reason in plan.unusable:
         console.print(f"[yellow]left out[/] {escape(reason)}")
 
     def go() -> RunSummary:
         with (
             Store(run, resume=resume) as store,
-            Bench(experiment, target, task_folders=task_folders, stand_in=stand_in) as bench,
+            Bench(experiment, target, task_folders=task_folders, sandbox=sandbox, stand_in=stand_in) as bench,
         ):
             store.add_experiment(_as_toml(experiment))
             if store.dropped:
@@ -158,8 +164,25 @@ def _to_be_proven(experiment: Experiment, plan: Plan) -> tuple[Experiment, Plan]
     return experiment.model_copy(update=update), plan
 
 
+def confinement(no_sandbox: bool) -> Sandbox | None:
+    """The sandbox in which code of others runs; None only where the user said so. Raises MachineError."""
+    if no_sandbox:
+        return None
+    try:
+        return find_sandbox()
+    except NoSandbox as error:
+        raise MachineError(
+            f"kernels are code of others, and here is no sandbox for them: {error}. "
+            "To run them with your own rights, where you trust them: --no-sandbox"
+        ) from error
+
+
 def compile_only(
-    source: str, overrides: dict[str, Any], task_folders: Sequence[Path], out: Path | None
+    source: str,
+    overrides: dict[str, Any],
+    task_folders: Sequence[Path],
+    out: Path | None,
+    no_sandbox: bool = False,
 ) -> None:
     """Compile an experiment's CUDA kernels for its target, on any machine; report what the compiler says."""
     from harness import static_report
@@ -174,6 +197,7 @@ def compile_only(
         include_folders()
     except CompilerMissing as error:
         fail(str(error), EXIT_MACHINE)
+    sandbox = guarded(lambda: confinement(no_sandbox))
     console = Console(highlight=False)
     run = out or Path("runs") / f"{target.name}-static-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
@@ -187,7 +211,7 @@ def compile_only(
             for manifest in [m for m in candidates if m.backend != "cuda"]:
                 why = f"{manifest.name}: {manifest.backend} is compiled where it runs"
                 console.print(f"[yellow]left out[/] {escape(why)}", soft_wrap=True)
-            return static_report.compile_all(target, candidates, plan.cells, task_folders)
+            return static_report.compile_all(target, candidates, plan.cells, sandbox)
 
     static = guarded(go)
     written = static_report.write(static, run)

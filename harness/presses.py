@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from harness.build.resources import facts, first_without_spills, occupancy
 from harness.experiment import Cell
 from harness.records import CompiledKernel
 from harness.targets import Target
+from harness.worker.caps import Caps
+from harness.worker.loading import packed
 from harness.worker.process import Worker
 from harness.worker.protocol import WorkerError
+from harness.worker.sandbox import Sandbox
 
 PLAN_LIMIT_S = 60.0
 MOST_RECIPES = 32  # that one call may ask for: what follows is a fault, or an attack on the cores
@@ -55,9 +58,8 @@ def ptx_arch(target: Target) -> str:
 class Presses:
     """Compiles in the background. `arch`: what workers compile for, beside the target's machine code."""
 
-    def __init__(self, target: Target, cache: Path, arch: str, task_folders: Sequence[Path] = ()) -> None:
-        self._target, self._cache, self._arch = target, cache, arch
-        self._task_folders = task_folders
+    def __init__(self, target: Target, cache: Path, arch: str, sandbox: Sandbox | None) -> None:
+        self._target, self._cache, self._arch, self._sandbox = target, cache, arch, sandbox
         cores = len(os.sched_getaffinity(0))
         self._planners = ThreadPoolExecutor(max(1, min(4, cores // 4)))
         self._compilers = ThreadPoolExecutor(cores)
@@ -97,7 +99,7 @@ class Presses:
         self, manifest: Manifest, cells: Sequence[Cell], futures: dict[tuple[str, str], Future[Press]]
     ) -> None:
         try:
-            worker = Worker("cpu", trusted=False)
+            worker = Worker("cpu", trusted=False, sandbox=self._sandbox)
         except OSError as error:
             for future in futures.values():
                 future.set_result(Press(problem=f"no worker: {error}"))
@@ -117,8 +119,8 @@ class Presses:
 
     def _press(self, worker: Worker, manifest: Manifest, cell: Cell) -> Press:
         def begun(arch: str) -> list[tuple[Planned, Future[tuple[Recipe, Product]]]]:
-            plans = launches(worker, manifest, cell, arch, self._task_folders)
-            return [(p, self._compilers.submit(first_without_spills, p.recipes, self._cache)) for p in plans]
+            plans = launches(worker, manifest, cell, arch)
+            return [(p, self._compilers.submit(self._compile, p)) for p in plans]
 
         machine = machine_arch(self._target)
         other = begun(self._arch) if self._arch != machine else []  # what the GPU at hand will be given
@@ -127,18 +129,26 @@ class Presses:
             job.result()
         return Press(tuple(kernel for plan, job in real for kernel in described(plan, job.result())))
 
+    def _compile(self, plan: Planned) -> tuple[Recipe, Product]:
+        """Confined: a source can name any file of the machine to be included, and the log shows it."""
+        sandbox = self._sandbox
+        if sandbox is None:
+            return first_without_spills(plan.recipes, self._cache)
+        caps = Caps.of_this_machine()
+        return first_without_spills(
+            plan.recipes, self._cache, wrap=lambda command: sandbox.command(command, caps=caps)
+        )
 
-def launches(
-    worker: Worker, manifest: Manifest, cell: Cell, arch: str, task_folders: Sequence[Path]
-) -> list[Planned]:
+
+def launches(worker: Worker, manifest: Manifest, cell: Cell, arch: str) -> list[Planned]:
     """What one call launches, told by the candidate itself; raises CannotPlan, WorkerError."""
+    task, workload = cell.task, cell.workload
     args = {
-        "folder": str(manifest.folder.resolve()),
-        "entry": manifest.entry(cell.task.name),
+        "source": packed(manifest.sha256[:16], manifest.files),
+        "entry": manifest.entry(task.name),
         "arch": arch,
-        "workload": asdict(cell.workload),
-        "scalars": cell.task.scalars(cell.workload),
-        "task_folders": [str(folder.resolve()) for folder in task_folders],
+        "tensors": [[list(t.shape(workload)), t.dtype_of(workload)] for t in task.tensors],
+        "scalars": task.scalars(workload),
     }
     told = worker.ask("launches", args, limit_s=PLAN_LIMIT_S)
     try:

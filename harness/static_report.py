@@ -19,6 +19,7 @@ from harness.experiment import Cell
 from harness.presses import Press, Presses, machine_arch
 from harness.records import CompiledKernel
 from harness.targets import Target
+from harness.worker.sandbox import Sandbox
 
 NAME = "static"
 HEADERS = (
@@ -63,14 +64,17 @@ class Static:
 
 
 def compile_all(
-    target: Target, candidates: Sequence[Manifest], cells: Sequence[Cell], task_folders: Sequence[Path]
+    target: Target, candidates: Sequence[Manifest], cells: Sequence[Cell], sandbox: Sandbox | None
 ) -> Static:
-    """Compile what every CUDA candidate launches on every cell, for the target's machine code."""
+    """Compile what every CUDA candidate launches on every cell, for the target's machine code.
+
+    Which launches those are a candidate says itself: its code runs in the sandbox.
+    """
     mine = [m for m in candidates if m.backend == "cuda"]
     static = Static(target, [], [])
     rows: dict[tuple[str, CompiledKernel], Row] = {}
     with tempfile.TemporaryDirectory(prefix="attnbench-cuda-") as cache:
-        presses = Presses(target, Path(cache), machine_arch(target), task_folders)
+        presses = Presses(target, Path(cache), machine_arch(target), sandbox)
         try:
             for manifest in mine:
                 presses.foresee(manifest, cells)

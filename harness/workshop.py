@@ -153,7 +153,7 @@ def told_of(rejected: Rejected) -> str:
         return rejected.reason
     lines = cause.trace.rstrip().splitlines()
     frames = [n for n, line in enumerate(lines) if line.lstrip().startswith("File ")]
-    own = [n for n in frames if "/artifacts/" in lines[n] or "<string>" in lines[n]]
+    own = [n for n in frames if "/candidates/" in lines[n] or "<string>" in lines[n]]
     shown = lines[own[0] :] if own else lines[frames[-1] :] if frames else lines
     return "\n".join(_FOLDERS.sub(r'File "\1"', line) for line in shown)
 

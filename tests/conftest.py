@@ -6,6 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from harness.worker.sandbox import NoSandbox, Sandbox, find_sandbox
+
+
+def _sandbox() -> Sandbox | None:
+    try:
+        return find_sandbox()
+    except NoSandbox:
+        return None
+
+
+SANDBOX = _sandbox()  # None: this machine cannot confine; tests that are about confining are skipped
+needs_sandbox = pytest.mark.skipif(SANDBOX is None, reason="no sandbox is to be had on this machine")
+
 # Tests that hold bounds of time: two of them at once would measure each other (`nox -s tests` runs the
 # rest on two cores first, then these).
 ALONE = ("benchmarks/", "measure/", "tasks/test_suite.py", "test_cli.py", "tl/test_speed.py")

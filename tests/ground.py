@@ -19,7 +19,7 @@ from harness.records import Result, RunSummary, Verdict
 from harness.store import Store
 from harness.targets import find_target
 from tasks import discover
-from tests.conftest import GOOD, TINY_TASK
+from tests.conftest import GOOD, SANDBOX, TINY_TASK
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "candidates"
 SAMPLING = {"half_width": 0.1, "time_cap_s": 0.4, "block_ms": 15, "min_rounds": 4, "max_rounds": 12}
@@ -107,7 +107,7 @@ class Ground:
             patch.setattr(tempfile, "tempdir", str(self.path))  # the device's lock lies there: others may run
             with (
                 Store(self.run_path, resume=(self.run_path / "results.jsonl").exists()) as store,
-                Bench(experiment, find_target("cpu"), task_folders=[self.tasks]) as bench,
+                Bench(experiment, find_target("cpu"), task_folders=[self.tasks], sandbox=SANDBOX) as bench,
             ):
                 self.bench = bench
                 store.add_experiment("")

@@ -14,7 +14,7 @@ from harness.records import Verdict
 from harness.store import Store
 from harness.targets import find_target, target_of_device
 from tasks import discover
-from tests.conftest import TINY_TASK
+from tests.conftest import SANDBOX, TINY_TASK
 from tests.ground import Silent
 
 pytestmark = [
@@ -62,7 +62,7 @@ def test_a_cell_is_measured_by_kernel_records_and_a_library_is_recognised(tmp_pa
     plan = make_plan(experiment, discover(tasks), [read_candidate(mine), read_candidate(borrowed)])
     with (
         Store(tmp_path / "run", resume=False) as store,
-        Bench(experiment, find_target(target.name), task_folders=[tasks]) as bench,
+        Bench(experiment, find_target(target.name), task_folders=[tasks], sandbox=SANDBOX) as bench,
     ):
         evaluate(plan, bench, store, Silent())
         found = {r.candidate.name: r for r in store.results.values()}
@@ -118,6 +118,7 @@ def outcomes(tmp_path: Path, target: str, stand_in: str | None, candidates: list
             experiment,
             find_target(target),
             task_folders=[tasks],
+            sandbox=SANDBOX,
             stand_in=find_target(stand_in) if stand_in else None,
         ) as bench,
     ):

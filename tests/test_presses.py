@@ -16,6 +16,7 @@ from harness.static_report import compile_all, markdown, write
 from harness.targets import find_target
 from harness.worker.process import Worker
 from tasks import find
+from tests.conftest import SANDBOX
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "candidates"
 CELLS = [Cell(find("mha"), w.with_(dtype="fp16")) for w in find("mha").workload_set("smoke")[:2]]
@@ -39,7 +40,7 @@ def candidate(folder: Path, kernel: str, entry: str = ATTENTION, shared: int = 0
 
 def pressed(manifest: Manifest, tmp_path: Path, target: str = "a100", arch: str = "") -> list[Press]:
     goal = find_target(target)
-    presses = Presses(goal, tmp_path / "cache", arch or machine_arch(goal))
+    presses = Presses(goal, tmp_path / "cache", arch or machine_arch(goal), SANDBOX)
     try:
         presses.foresee(manifest, CELLS)
         return [p for cell in CELLS if (p := presses.of(manifest, cell, 120.0)) is not None]
@@ -81,7 +82,7 @@ def test_a_candidate_is_asked_once_a_cell_and_others_not_at_all(
         return []
 
     monkeypatch.setattr(presses_module, "launches", counted)
-    presses = Presses(A100, tmp_path / "cache", "sm_80")
+    presses = Presses(A100, tmp_path / "cache", "sm_80", SANDBOX)
     mine, other = read_candidate(EXAMPLES / "cuda_plain"), read_candidate(EXAMPLES / "triton_flash")
     for _ in range(3):
         presses.foresee(mine, CELLS)
@@ -129,7 +130,7 @@ def test_the_static_report_counts_spills_and_launches_that_do_not_fit(tmp_path: 
     good = read_candidate(EXAMPLES / "cuda_plain")
     large = candidate(tmp_path / "large", "__global__ void k(float* x) { x[0] = 1; }\n", shared=70 << 10)
     bad = candidate(tmp_path / "bad", "nonsense\n")
-    static = compile_all(T4, [good, large, bad, read_candidate(EXAMPLES / "triton_flash")], CELLS, [])
+    static = compile_all(T4, [good, large, bad, read_candidate(EXAMPLES / "triton_flash")], CELLS, SANDBOX)
     assert {row.candidate for row in static.rows} == {"cuda_plain", "large"}
     assert [row.candidate for row in static.oversized] == ["large"]  # a T4 has 64 KiB
     assert static.spilling == []

@@ -18,7 +18,7 @@ from harness.targets import find_target
 from harness.tl.corpus_index import corpus
 from harness.workshop import Done, Workshop, seed_of
 from tasks import discover
-from tests.conftest import GOOD, TINY_TASK
+from tests.conftest import GOOD, SANDBOX, TINY_TASK
 
 PROGRAM = next(e.text for e in corpus("reference") if e.task == "mha_causal")
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(folder: Path) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))  # the device's lock lies there: others may run
-        with Bench(experiment(), find_target("cpu"), task_folders=[folder]) as opened:
+        with Bench(experiment(), find_target("cpu"), task_folders=[folder], sandbox=SANDBOX) as opened:
             yield opened
 
 

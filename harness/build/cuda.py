@@ -26,7 +26,7 @@ import torch
 
 from harness.build.launches import PLANNER, Dim, LaunchError, PlannedKernel, passed, three
 from harness.build.nvrtc import CompileError, CompilerMissing, Recipe
-from harness.build.products import ARCH_VARIABLE, CACHE_VARIABLE, Product
+from harness.build.products import ARCH_VARIABLE, CACHE_VARIABLE, READY_VARIABLE, Product
 from harness.build.resources import KernelFacts, facts, first_without_spills
 from harness.build.tensor_maps import tensor_map
 
@@ -90,7 +90,8 @@ class Source:
         if found is None:
             cache = Path(os.environ.get(CACHE_VARIABLE) or _own_cache())
             recipes = tuple(self.recipe(name, device_arch(), defines, level) for level in levels)
-            _, product = first_without_spills(recipes, cache)
+            ready = os.environ.get(READY_VARIABLE)
+            _, product = first_without_spills(recipes, cache, ready=Path(ready) if ready else None)
             found = self._kernels[key] = Kernel(product, name)
         return found
 

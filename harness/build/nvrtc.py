@@ -6,6 +6,7 @@ runs in a process of its own, which ends at its time limit, and what comes of it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -15,22 +16,21 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.build.products import Product, keep, read, write
+from harness.build.products import Product, from_json, keep, read, to_json
 
 LIMIT_S = 120.0  # a large CuTe kernel takes 10 s on a slow core
 LOG_CHARACTERS = 20_000  # of a compiler's log that are kept
 INSTALL = "pip install 'attnbench[cuda]'"
 OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v", "-DNDEBUG")
 # What the compiling process gets of the environment: a source can include /proc/self/environ.
-ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG", "TMPDIR")
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "LANG")
 _ARCH = re.compile(r"(sm|compute)_\d{2,3}[a-z]?")
 
 
@@ -77,14 +77,28 @@ class Recipe:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def compiled(recipe: Recipe, cache: Path, *, limit_s: float = LIMIT_S) -> Product:
-    """From the cache, or compiled now and kept there. Raises CompileError, CompilerMissing."""
-    folder = cache / recipe.key[:2] / recipe.key
-    kept = read(folder)
-    if kept is not None:
-        return kept
-    product = _in_a_process(recipe, limit_s)
-    keep(product, folder)
+Wrap = Callable[[Sequence[str]], list[str]]  # a command -> the command that confines it
+
+
+def compiled(
+    recipe: Recipe,
+    cache: Path,
+    *,
+    limit_s: float = LIMIT_S,
+    ready: Path | None = None,
+    wrap: Wrap = list,
+) -> Product:
+    """From the cache, or compiled now and kept there. Raises CompileError, CompilerMissing.
+
+    `ready`: a cache of somebody else's, which is only read.
+    """
+    entry = Path(recipe.key[:2]) / recipe.key
+    for place in (cache, *([ready] if ready else [])):
+        kept = read(place / entry)
+        if kept is not None:
+            return kept
+    product = _in_a_process(recipe, limit_s, wrap)
+    keep(product, cache / entry)
     return product
 
 
@@ -103,32 +117,28 @@ def compile_all(
         return list(pool.map(one, recipes))
 
 
-def _in_a_process(recipe: Recipe, limit_s: float) -> Product:
+def _in_a_process(recipe: Recipe, limit_s: float, wrap: Wrap) -> Product:
     """NVRTC cannot be interrupted: a process can. It runs nothing of the source, it only reads it."""
     include_folders()  # what is missing is said here, not in the log of a compilation
-    with tempfile.TemporaryDirectory(prefix="attnbench-nvrtc-") as scratch:
-        out = Path(scratch) / "product"
-        command = [sys.executable, "-m", "harness.build.nvrtc", str(out)]
-        root = str(Path(__file__).parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        env["PYTHONPATH"] = os.pathsep.join(paths)
-        try:
-            done = subprocess.run(
-                command, input=json.dumps(asdict(recipe)), text=True, capture_output=True, timeout=limit_s,
-                env=env, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise CompileError(
-                f"{recipe.file}: not compiled for {recipe.arch} within {limit_s:g} s"
-            ) from error
-        product = read(out)
-        if done.returncode == 0 and product is not None:
-            return product
-        if done.returncode == REFUSED:
-            raise CompileError(_shortened(done.stdout))
-        what = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        raise CompileError(f"the compiler itself failed on {recipe.file} ({what}): {done.stderr[-2000:]}")
+    root = str(Path(__file__).parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    env["PYTHONPATH"] = os.pathsep.join(paths)
+    told = json.dumps(asdict(recipe))
+    try:
+        done = subprocess.run(
+            wrap([sys.executable, "-m", "harness.build.nvrtc"]),
+            input=told, text=True, capture_output=True, timeout=limit_s, env=env, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise CompileError(f"{recipe.file}: not compiled for {recipe.arch} within {limit_s:g} s") from error
+    if done.returncode == REFUSED:
+        raise CompileError(_shortened(done.stdout))
+    if done.returncode == 0:
+        with contextlib.suppress(ValueError, TypeError):
+            return from_json(done.stdout.rpartition("\n")[2])
+    what = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    raise CompileError(f"the compiler itself failed on {recipe.file} ({what}): {done.stderr[-2000:]}")
 
 
 # --- what is installed -----------------------------------------------------------------------------------
@@ -249,7 +259,7 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}\n...\n{text[-half:]}"
 
 
-def _main(out: str) -> int:
+def _main() -> int:
     told = json.load(sys.stdin)
     for key in ("names", "defines", "headers"):
         told[key] = tuple(tuple(x) if isinstance(x, list) else x for x in told[key])
@@ -258,9 +268,9 @@ def _main(out: str) -> int:
     except CompileError as error:
         print(error)
         return REFUSED
-    write(product, Path(out))
+    print(to_json(product), end="")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1]))
+    sys.exit(_main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import tempfile
@@ -9,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# Set by whoever runs candidates: where products are kept, and which architecture is compiled for.
-CACHE_VARIABLE, ARCH_VARIABLE = "ATTNBENCH_CUDA_CACHE", "ATTNBENCH_CUDA_ARCH"
+# Set by whoever runs candidates: where products are kept, where finished ones are found that this process
+# may only read, and which architecture is compiled for.
+CACHE_VARIABLE, READY_VARIABLE = "ATTNBENCH_CUDA_CACHE", "ATTNBENCH_CUDA_READY"
+ARCH_VARIABLE = "ATTNBENCH_CUDA_ARCH"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ def read(folder: Path) -> Product | None:
         return Product(cubin=cubin, ptx=ptx, **rest)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def to_json(product: Product) -> str:
+    """In one line."""
+    return json.dumps({**asdict(product), "cubin": base64.b64encode(product.cubin).decode()})
+
+
+def from_json(text: str) -> Product:
+    """Raises ValueError or TypeError for anything else."""
+    told = json.loads(text)
+    if not isinstance(told, dict) or not isinstance(told.get("cubin"), str):
+        raise ValueError("no product")
+    return Product(**{**told, "cubin": base64.b64decode(told["cubin"])})
 
 
 def _digest(cubin: bytes, ptx: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.build.nvrtc import CompileError, Recipe, compiled
+from harness.build.nvrtc import CompileError, Recipe, Wrap, compiled
 from harness.build.products import Product
 
 _ENTRY = re.compile(r"ptxas info\s*: Compiling entry function '(\w+)' for '(\w+)'")
@@ -86,12 +86,17 @@ def facts(product: Product) -> tuple[KernelFacts, ...]:
     return tuple(found)
 
 
-def first_without_spills(recipes: Sequence[Recipe], cache: Path) -> tuple[Recipe, Product]:
-    """Compiled in turn until kernels keep all in registers; the last where none does. Raises CompileError."""
+def first_without_spills(
+    recipes: Sequence[Recipe], cache: Path, *, ready: Path | None = None, wrap: Wrap = list
+) -> tuple[Recipe, Product]:
+    """Compiled in turn until kernels keep all in registers; the last where none does. Raises CompileError.
+
+    `ready`, `wrap` as for `compiled`.
+    """
     if not recipes:
         raise CompileError("name at least one level of ptxas")
     for recipe in recipes:
-        product = compiled(recipe, cache)
+        product = compiled(recipe, cache, ready=ready, wrap=wrap)
         if not product.cubin or not any(kernel.spill_bytes for kernel in facts(product)):
             break
     return recipe, product

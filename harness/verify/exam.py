@@ -132,7 +132,7 @@ class Exam:
 
     def admit(self, worker: Worker, slots: int) -> None:
         """Give a worker the image and slots for this workload."""
-        worker.map(self.image)
+        worker.map(self.image, self.layout.stride)
         workload = asdict(self.workload)
         args = {
             "layout": self.layout.to_json(),
@@ -179,7 +179,7 @@ class Exam:
 
     def outputs(self, worker: Worker, kernel: str, slot: int) -> dict[str, Tensor]:
         """The outputs of a slot as the judge's own copies, for comparing repeats bit by bit."""
-        return {name: t.clone() for name, t in self._read_outputs(worker, kernel, slot).items()}
+        return self._read_outputs(worker, kernel, slot)
 
     def inputs_untouched(self, worker: Worker, kernel: str, slot: int, content: int) -> bool:
         """Whether a slot's inputs are byte for byte what was put there."""
@@ -187,8 +187,8 @@ class Exam:
         self._ask_back(worker, kernel, slot, tensors)
         return all(
             torch.equal(
-                self.image.answer(self.layout, t).to(self.device).view(torch.uint8),
-                self.contents[content].inputs[t.name].view(torch.uint8),
+                _unguarded(self._taken(worker, t), t),
+                self.contents[content].inputs[t.name].view(torch.uint8).view(-1),
             )
             for t in tensors
         )
@@ -196,12 +196,18 @@ class Exam:
     def _read_outputs(self, worker: Worker, kernel: str, slot: int, timed: bool = False) -> dict[str, Tensor]:
         tensors = [t for t in self.layout.tensors if t.role == "output"]
         self._ask_back(worker, kernel, slot, tensors, timed)
+        outputs = {}
         for t in tensors:
-            raw = self.image.answer_with_guards(self.layout, t)
+            raw = self._taken(worker, t)
             guards = torch.cat((raw[:GUARD_BYTES], raw[GUARD_BYTES + t.nbytes :]))
             if bool((guards != POISON).any()):
                 raise Rejected(Verdict.OUT_OF_BOUNDS, f"wrote outside the tensor {t.name!r}")
-        return {t.name: self.image.answer(self.layout, t).to(self.device) for t in tensors}
+            outputs[t.name] = _unguarded(raw, t).view(DTYPES[t.dtype]).view(t.shape)
+        return outputs
+
+    def _taken(self, worker: Worker, tensor: TensorLayout) -> Tensor:
+        """The judge's own copy of an answer: what is looked at twice must not change in between."""
+        return worker.answers.answer(tensor).to(self.device, copy=True)
 
     def _ask_back(
         self, worker: Worker, kernel: str, slot: int, tensors: Sequence[TensorLayout], timed: bool = False
@@ -218,6 +224,10 @@ def image_layout(task: Task, workload: Workload, contents: int) -> ImageLayout:
         nbytes = torch.empty(shape, dtype=DTYPES[dtype], device="meta").nbytes
         tensors.append((spec.name, shape, dtype, spec.role, nbytes))
     return layout_of(tensors, contents)
+
+
+def _unguarded(raw: Tensor, tensor: TensorLayout) -> Tensor:
+    return raw[GUARD_BYTES : GUARD_BYTES + tensor.nbytes]
 
 
 def _short(value: float) -> float:

@@ -2,7 +2,8 @@
 
 Everything it says is a claim. It holds inputs and outputs only: no expected value, no
 tolerance, no verdict. It imports neither the oracle nor the tolerance rule.
-Started as `python -m harness.worker.child <socket fd>`; ends when the socket closes.
+Started as `python -m harness.worker.child <socket fd> [<caps>]`; ends when the socket closes. With caps,
+it forbids itself what untrusted code must not do before it answers anything.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.worker.caps import Caps, confine
 from harness.worker.loading import Handler, State, launches, load
 from harness.worker.protocol import ErrorKind, ImageLayout, RequestFailed, WorkerDied, receive, send
 
@@ -43,18 +45,21 @@ def hello(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]
     return {"pid": os.getpid(), "torch": torch.__version__}
 
 
-def map_image(state: State, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Map the shared image whose descriptor came with the request."""
+def map_images(state: State, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Map the inputs, to read, and the area for answers, whose descriptors came with the request."""
     from harness.worker.image import Image
 
-    if len(fds) != 1:
-        raise RequestFailed("protocol", "map_image needs one descriptor")
+    if len(fds) != 2:
+        raise RequestFailed("protocol", "map_images needs two descriptors")
     state.slots = None
-    if state.image is not None:
-        state.image.close()
-    state.image = Image(fds[0], args["size"])
+    for old in (state.image, state.answers):
+        if old is not None:
+            old.close()
+    state.image = Image(fds[0], args["image_bytes"], writable=False)
+    state.answers = Image(fds[1], args["answer_bytes"], writable=True)
     if state.device.type == "cuda":
         state.image.register()
+        state.answers.register()
     return {}
 
 
@@ -168,7 +173,7 @@ def read_back(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, 
         expected = next(t for t in state.slots.layout.tensors if t.role == "output")
         if tuple(result.shape) != expected.shape:
             raise RequestFailed("candidate", f"returned shape {tuple(result.shape)}, not {expected.shape}")
-    state.slots.read_back(args["slot"], state.image, set(args["names"]), result)
+    state.slots.read_back(args["slot"], state.answers, set(args["names"]), result)
     _synchronize(state)
     return {}
 
@@ -269,7 +274,7 @@ def _synchronize(state: State) -> None:
 HANDLERS: dict[str, Handler] = {
     f.__name__: f
     for f in (
-        hello, map_image, load, launches, open_layout, close_layout, fill, prepare, run, read_back, plan,
+        hello, map_images, load, launches, open_layout, close_layout, fill, prepare, run, read_back, plan,
         block, spin, latency, compiled, start_records, stop_records,
     )
 }  # fmt: skip
@@ -309,9 +314,18 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def serve(fd: int) -> None:
+def _adopt_orphans() -> None:
+    """Whatever a kernel starts stays below this process, so that it is found and ended with it."""
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
+
+
+def serve(fd: int, caps: Caps | None = None) -> None:
     """Answer requests until the judge hangs up."""
     _die_with_parent()
+    if caps is not None:
+        _adopt_orphans()
+        confine(caps)
     sock = socket.socket(fileno=fd)
     state = State()
     while True:
@@ -324,4 +338,4 @@ def serve(fd: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), Caps.from_json(sys.argv[2]) if len(sys.argv) > 2 else None)

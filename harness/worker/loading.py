@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import os
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ class State:
 
     device: Any = None
     image: Any = None
+    answers: Any = None
     clock: Any = None
     slots: Any = None
     task: Any = None
@@ -56,16 +59,33 @@ def load(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
     from harness.build.loader import BuildError
     from harness.build.loader import load as build
 
-    if "cache" in args:  # of this candidate alone: what it compiled before it need not compile again
-        os.environ["TRITON_CACHE_DIR"] = args["cache"]
-    for variable, value in args.get("cuda", {}).items():
+    for variable, value in args.get("environment", {}).items():
         os.environ[variable] = value
     try:
-        built = build(Path(args["folder"]), args["entry"], args["backend"], state.device)
+        built = build(unpacked(args["source"]), args["entry"], args["backend"], state.device)
     except BuildError as error:
         raise RequestFailed("build", str(error), traceback.format_exc()) from error
     state.loaded[args["kernel"]] = Loaded(function=built.function, interpreted=built.interpreted)
     return {"interpreted": built.interpreted}
+
+
+def packed(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """A candidate's sources as they are sent: a worker need not see the folder that they lie in."""
+    return {
+        "name": name,
+        "files": {file: base64.b64encode(content).decode() for file, content in files.items()},
+    }
+
+
+def unpacked(source: Mapping[str, Any]) -> Path:
+    """Where the sources lie in this process's own folder, written there at the first call."""
+    folder = Path(tempfile.gettempdir()) / "candidates" / str(source["name"])
+    for name, content in source["files"].items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.write_bytes(base64.b64decode(content))
+    return folder
 
 
 def launches(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
@@ -74,22 +94,15 @@ def launches(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, A
 
     from harness.build.launches import planning
     from harness.build.loader import BuildError, entry_point
-    from tasks import DTYPES, Workload, find
+    from tasks import DTYPES
 
-    told = dict(args["workload"])
-    told["parameters"] = tuple((n, v) for n, v in told["parameters"])
-    workload = Workload(**told)
-    task = find(workload.task, *(Path(p) for p in args["task_folders"]))
-    key = f"{args['folder']}/{args['entry']}"
+    key = f"{args['source']['name']}/{args['entry']}"
     if key not in state.planned:
         try:
-            state.planned[key] = entry_point(Path(args["folder"]), args["entry"])
+            state.planned[key] = entry_point(unpacked(args["source"]), args["entry"])
         except BuildError as error:
             raise RequestFailed("build", str(error), traceback.format_exc()) from error
-    tensors = [
-        torch.empty(t.shape(workload), dtype=DTYPES[t.dtype_of(workload)], device="meta")
-        for t in task.tensors
-    ]
+    tensors = [torch.empty(shape, dtype=DTYPES[dtype], device="meta") for shape, dtype in args["tensors"]]
     with planning(args["arch"]) as found:
         state.planned[key](*tensors, **args["scalars"])
     return {"launches": [dataclasses.asdict(launch) for launch in found]}

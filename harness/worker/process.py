@@ -1,4 +1,4 @@
-"""Owns a worker's life: start in its own process group, ask with a time limit, stop, kill, bury.
+"""Owns a worker's life: start it confined, ask with a time limit, stop, kill, bury.
 
 A worker is respawned by its owner after WorkerDied or WorkerTimeout and after a device
 error (a CUDA context does not survive one); this class never restarts itself.
@@ -19,19 +19,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.build.products import CACHE_VARIABLE, READY_VARIABLE
+from harness.worker.caps import Caps
+from harness.worker.family import cpu_seconds, end, freeze, gone, members, thaw
 from harness.worker.image import Image
 from harness.worker.protocol import (
     ERROR_KINDS,
     RequestFailed,
     WorkerDied,
     WorkerError,
+    WorkerOverCap,
     WorkerTimeout,
     receive,
     send,
 )
+from harness.worker.sandbox import PRIVATE, Sandbox
+from harness.worker.watch import Watch
 
 START_LIMIT_S = 120.0
 LOG_TAIL = 4000
+LAST_WORDS_S = 1.0  # for a process that hung up to end by itself
 ROOT = Path(__file__).resolve().parents[2]
 
 # What a worker may see of our environment: where programs and libraries are, nothing else.
@@ -42,26 +49,40 @@ ENVIRONMENT_ALLOWED = (
 
 
 class Worker:
-    """One child process; `private` is its own writable folder (caches, temporary files)."""
+    """One child process and all it starts; `private` is its own writable folder (caches, temporary files).
+
+    An untrusted one is confined by its caps, and by `sandbox` where there is one; then its private folder
+    lies in memory. `cache`: of a trusted one, compiled kernels that such workers share; of an untrusted
+    one, finished products of CUDA, to read.
+    """
 
     def __init__(
         self,
         device: str,
         *,
         trusted: bool,
-        wrap: Sequence[str] = (),
+        sandbox: Sandbox | None = None,
         warm: Sequence[str] = (),
         cache: Path | None = None,
+        caps: Caps | None = None,
     ) -> None:
         self.device = device
         self.trusted = trusted
+        self.caps = caps or Caps.of_this_machine()
         self._image: Image | None = None
-        self._cache = cache  # compiled kernels that trusted workers share
+        self._answers: Image | None = None
+        self._cache = cache
         self._private = tempfile.TemporaryDirectory(prefix="attnbench-worker-", ignore_cleanup_errors=True)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         ours, theirs = socket.socketpair()
         self._socket = ours
-        command = [*wrap, sys.executable, "-m", "harness.worker.child", str(theirs.fileno())]
+        command = [sys.executable, "-m", "harness.worker.child", str(theirs.fileno())]
+        if not trusted:
+            command.append(self.caps.to_json())
+        if sandbox is not None and not trusted:
+            readable = [cache] if cache is not None else []
+            command = sandbox.command(command, caps=self.caps, cuda=device != "cpu", readable=readable)
+        self._sandboxed = sandbox is not None and not trusted
         self._process = subprocess.Popen(
             command,
             pass_fds=(theirs.fileno(),),
@@ -76,17 +97,23 @@ class Worker:
         self._hello = self._post("hello", {"device": device, "warm": list(warm)})
         self._ready = False
         self.stopped = False
+        self._watch = None if trusted else Watch(self._process.pid, self.caps)
 
     def _environment(self) -> dict[str, str]:
         env = {name: os.environ[name] for name in ENVIRONMENT_ALLOWED if name in os.environ}
         path = [str(ROOT), *filter(None, [env.get("PYTHONPATH", "")])]
-        private = self._private.name
-        cache = self._cache or private
+        private = str(PRIVATE) if self._sandboxed else self._private.name
+        cache = str(self._cache) if self._cache and self.trusted else private
+        if self._cache and not self.trusted:
+            env[READY_VARIABLE] = str(self._cache)
         return env | {
             "PYTHONPATH": os.pathsep.join(path),
             "PYTHONUNBUFFERED": "1",
             "HOME": private,
+            "USER": "attnbench",
+            "LOGNAME": "attnbench",
             "TMPDIR": private,
+            CACHE_VARIABLE: f"{private}/cuda-products",
             "TRITON_CACHE_DIR": f"{cache}/triton",
             "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
             "NUMBA_CACHE_DIR": f"{private}/numba",
@@ -122,11 +149,26 @@ class Worker:
         self.cont()
         return self._await(self._post(op, args or {}, fds), time.monotonic() + limit_s)
 
-    def map(self, image: Image, *, limit_s: float = 30.0) -> None:
-        """Give the worker the shared image, once."""
-        if self._image is not image:
-            self.ask("map_image", {"size": image.size}, limit_s=limit_s, fds=(image.fd,))
-            self._image = image
+    def map(self, image: Image, answer_bytes: int, *, limit_s: float = 30.0) -> None:
+        """Give the worker the image of inputs, and an area for answers of at least so many bytes."""
+        enough = self._answers is not None and self._answers.size >= answer_bytes
+        if self._image is image and enough:
+            return
+        if not enough:
+            if self._answers is not None:
+                self._answers.close()
+            self._answers = Image.create(answer_bytes, shared_writable=True)
+            self._answers.register()
+        answers = self.answers
+        sizes = {"image_bytes": image.size, "answer_bytes": answers.size}
+        self.ask("map_images", sizes, limit_s=limit_s, fds=(image.fd, answers.fd))
+        self._image = image
+
+    @property
+    def answers(self) -> Image:
+        """Where this worker reads back to."""
+        assert self._answers is not None
+        return self._answers
 
     def post(self, op: str, args: Mapping[str, Any]) -> str:
         """Send without waiting; `wait` takes the answer. For sampling telemetry meanwhile."""
@@ -155,7 +197,12 @@ class Worker:
             self.kill()
             raise
         except WorkerDied as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(LAST_WORDS_S)  # it is dying by itself, and says how
+            over = self._watch.over if self._watch is not None else ""
             self.kill()
+            if over:
+                raise WorkerOverCap(f"{over}; the worker was killed") from error
             raise WorkerDied(self._account(str(error))) from error
         if message.get("nonce") != nonce:
             self.kill()
@@ -170,16 +217,11 @@ class Worker:
 
     def _account(self, what: str) -> str:
         """`what`, with how the process ended and the end of what it printed."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5.0)
-        code = self._process.returncode
-        how = (
-            ""
-            if code is None
-            else f" (signal {signal.Signals(-code).name})"
-            if code < 0
-            else f" (exit code {code})"
-        )
+        code = self._process.returncode or 0
+        died_of = -code if code < 0 else code - 128 if self._sandboxed and code > 128 else 0
+        how = f" (exit code {code})" if code else ""
+        with contextlib.suppress(ValueError):
+            how = f" (signal {signal.Signals(died_of).name})" if died_of else how
         tail = self.log_tail().strip().splitlines()[-1:]
         return what + how + (f": {tail[0][:300]}" if tail else "")
 
@@ -190,33 +232,42 @@ class Worker:
         return self._log.read(LOG_TAIL).decode(errors="replace")
 
     def stop(self) -> None:
-        """Freeze every process of the group, so that nothing of it runs while another is timed."""
+        """Freeze every process it has become, so that nothing of it runs while another is timed."""
         if not self.stopped and self.alive:
-            self._signal(signal.SIGSTOP)
+            freeze(self.pid)
             self.stopped = True
 
     def cont(self) -> None:
         """Undo `stop`."""
         if self.stopped:
-            self._signal(signal.SIGCONT)
+            thaw(self.pid)
             self.stopped = False
 
+    def cpu_seconds(self) -> float:
+        """Processor time that its processes have used so far."""
+        return cpu_seconds(members(self.pid))
+
     def kill(self) -> None:
-        """End the whole process group and release what it held."""
-        self._signal(signal.SIGKILL)
+        """End every process it has become, and wait until they are gone."""
+        if self._process.returncode is not None:
+            return  # its number may be another's by now
+        everybody = members(self.pid)
+        end(self.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10.0)
+        gone(everybody, within_s=10.0)
 
     def close(self) -> None:
         """Kill, and remove the private folder."""
+        if self._watch is not None:
+            self._watch.close()
         self.kill()
         self._socket.close()
         self._log.close()
+        if self._answers is not None:
+            self._answers.close()
+            self._answers = None
         self._private.cleanup()
-
-    def _signal(self, which: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, which)
 
 
 def _storable(told: object) -> str:
@@ -227,17 +278,31 @@ def _storable(told: object) -> str:
 class WorkerPool:
     """Hands out candidate workers; keeps one warm spare, because a start takes 5-7 s on a GPU host."""
 
-    def __init__(self, device: str, *, wrap: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
-        self._device = device
-        self._wrap = wrap
-        self._warm = warm
+    def __init__(
+        self,
+        device: str,
+        *,
+        sandbox: Sandbox | None = None,
+        warm: Sequence[str] = (),
+        products: Path | None = None,
+        caps: Caps | None = None,
+    ) -> None:
+        self._device, self._sandbox, self._warm = device, sandbox, warm
+        self._products, self._caps = products, caps
         self._spare: Worker | None = None
         self._out: list[Worker] = []
 
     def warm_up(self) -> None:
         """Start the spare without waiting for it."""
         if self._spare is None:
-            self._spare = Worker(self._device, trusted=False, wrap=self._wrap, warm=self._warm)
+            self._spare = Worker(
+                self._device,
+                trusted=False,
+                sandbox=self._sandbox,
+                warm=self._warm,
+                cache=self._products,
+                caps=self._caps,
+            )
 
     def take(self, *, refill: bool = True) -> Worker:
         """A fresh worker; the next spare starts in the background where `refill`."""

@@ -2,7 +2,8 @@
 
 One request at a time over a Unix stream socket: a 4-byte length, then JSON. Every
 request carries a fresh nonce; only a complete answer that repeats it counts as success.
-Tensor bytes travel beside it in a shared memory image whose descriptor is sent once.
+Tensor bytes travel beside it in shared memory whose descriptors are sent once: an image of the inputs,
+which workers can only read, and for each worker an area of its own for answers, which no other sees.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class WorkerError(Exception):
 
 class WorkerDied(WorkerError):
     """The worker's process ended, or spoke out of turn, in the middle of a request."""
+
+
+class WorkerOverCap(WorkerDied):
+    """The worker took more of the machine than it may, and was killed."""
 
 
 class WorkerTimeout(WorkerError):
@@ -66,7 +71,7 @@ class TensorLayout:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """`contents` sets of inputs, then one area for outputs (and inputs read back) of a slot."""
+    """`contents` sets of inputs in the image; a worker's answers, the tensors of one slot, lie apart."""
 
     tensors: tuple[TensorLayout, ...]
     contents: int
@@ -74,15 +79,11 @@ class ImageLayout:
 
     @property
     def total(self) -> int:
-        return self.stride * (self.contents + 1)
+        """Bytes of the image; an answer takes `stride`."""
+        return self.stride * max(1, self.contents)
 
     def content_start(self, content: int) -> int:
         return self.stride * content
-
-    @property
-    def answer_start(self) -> int:
-        """Where the worker writes what it reads back from a slot."""
-        return self.stride * self.contents
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -60,8 +60,8 @@ class Slots:
         for t in self._outputs():
             self.slots[index].raw[t.name].view(torch.float64).fill_(_NAN)
 
-    def read_back(self, index: int, image: Image, names: set[str], result: Tensor | None) -> None:
-        """Copy the named tensors with their guards into the image's answer area.
+    def read_back(self, index: int, answers: Image, names: set[str], result: Tensor | None) -> None:
+        """Copy the named tensors with their guards into the area for answers.
 
         `result` stands in for the first output where a baseline returned its own tensor.
         """
@@ -70,7 +70,7 @@ class Slots:
             slot.tensors[self._outputs()[0].name].copy_(result)
         for t in self.layout.tensors:
             if t.name in names:
-                image.answer_with_guards(self.layout, t).copy_(slot.raw[t.name][: t.stored])
+                answers.answer(t).copy_(slot.raw[t.name][: t.stored])
 
     def _outputs(self) -> list[TensorLayout]:
         return [t for t in self.layout.tensors if t.role == "output"]

@@ -82,6 +82,5 @@ def test_tensors_of_an_image_never_overlap(sizes, contents):
         assert t.offset % ALIGN == 0
         ends = t.offset + t.nbytes + 2 * GUARD_BYTES
     assert ends <= layout.stride
-    assert layout.answer_start == layout.stride * contents
-    assert layout.total == layout.answer_start + layout.stride
+    assert layout.total == layout.stride * max(1, contents)  # memory of no bytes cannot be mapped
     assert ImageLayout.from_json(layout.to_json()) == layout

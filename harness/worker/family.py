@@ -1,0 +1,128 @@
+"""Owns the processes that a worker has become: all of them counted, frozen and ended, whatever they fork."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_TELLS_CHILDREN = Path("/proc/thread-self/children").exists()  # a matter of the kernel's configuration
+FREEZE_S = 2.0  # a process that forks faster than it is stopped is killed
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What processes take of the machine at one moment."""
+
+    processes: int
+    memory_bytes: int  # of their own and shared, without files
+
+
+def members(root: int) -> list[int]:
+    """`root` and all that descend from it; an orphan in a sandbox descends from its first process."""
+    children: Callable[[int], list[int]] = _told_children if _TELLS_CHILDREN else _scanned().__getitem__
+    found, waiting = [], [root]
+    while waiting:
+        pid = waiting.pop()
+        found.append(pid)
+        waiting += children(pid)
+    return found
+
+
+def _told_children(pid: int) -> list[int]:
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError, ValueError):
+            found += map(int, file.read_text().split())
+    return found
+
+
+def _scanned() -> defaultdict[int, list[int]]:
+    """Parent -> children, of every process that is seen from here."""
+    found = defaultdict(list)
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                parent = int(Path(entry.path, "stat").read_text().rpartition(")")[2].split()[1])
+                found[parent].append(int(entry.name))
+    return found
+
+
+def usage(pids: Iterable[int]) -> Usage:
+    """Of those that still live."""
+    count = memory = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            count += 1
+            memory += sum(_kilobytes(status, name) << 10 for name in ("RssAnon", "RssShmem"))
+    return Usage(count, memory)
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time that they have used so far."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def freeze(root: int) -> list[int]:
+    """Stop every member, those too that are forked meanwhile; returns them."""
+    deadline = time.monotonic() + FREEZE_S
+    while True:
+        found = members(root)
+        running = [pid for pid in found if _state(pid) not in ("T", "t", "Z", "X", "")]
+        if not running or time.monotonic() > deadline:
+            return found
+        for pid in running:
+            _signal(pid, signal.SIGSTOP)
+        time.sleep(0)
+
+
+def thaw(root: int) -> None:
+    """Let every member go on."""
+    for pid in members(root):
+        _signal(pid, signal.SIGCONT)
+
+
+def end(root: int) -> None:
+    """Kill every member. A stopped parent cannot fork another, so all are stopped first."""
+    for pid in reversed(freeze(root)):
+        _signal(pid, signal.SIGKILL)
+
+
+def gone(pids: Iterable[int], within_s: float) -> bool:
+    """Whether all have ended; the kernel takes a moment to bury them."""
+    deadline = time.monotonic() + within_s
+    left = list(pids)
+    while left := [pid for pid in left if _state(pid) not in ("Z", "X", "")]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def _state(pid: int) -> str:
+    """One letter, as ps shows it; "" for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _signal(pid: int, which: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, which)
+
+
+def _kilobytes(status: str, name: str) -> int:
+    at = status.find(name + ":")
+    return int(status[at:].split(maxsplit=2)[1]) if at >= 0 else 0
