@@ -13,6 +13,9 @@ from baselines import BASELINES
 from harness.environment import cpu_model, usable_cores
 from harness.measure.telemetry import open_telemetry
 from harness.targets import target_of_device
+from harness.worker.caps import can_filter
+from harness.worker.escapes import try_escapes
+from harness.worker.sandbox import NoSandbox, find_sandbox
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,32 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Everything doctor shows, in order."""
-    return [_cpu(), *_gpus(), _telemetry(), *_backends(), _compiler(), *_providers(), *_baselines()]
+    return [
+        _cpu(),
+        *_gpus(),
+        _telemetry(),
+        *_sandbox(),
+        *_backends(),
+        _compiler(),
+        *_providers(),
+        *_baselines(),
+    ]
+
+
+def _sandbox() -> list[Finding]:
+    """What holds of the sandbox on this machine: each way out of it is tried."""
+    try:
+        sandbox = find_sandbox()
+    except NoSandbox as error:
+        advice = "kernels run only with --no-sandbox, with your own rights"
+        return [Finding("sandbox", False, str(error), advice)]
+    filtered = "system calls filtered" if can_filter() else "no filter of system calls: libseccomp is missing"
+    found = [Finding("sandbox", True, f"{sandbox.name}, {filtered}")]
+    for escape in try_escapes(sandbox):
+        state = f"{'a kernel cannot' if escape.held else 'A KERNEL CAN'} {escape.what}: {escape.how}"
+        advice = "" if escape.held else "do not run code here that you do not trust"
+        found.append(Finding("sandbox holds", escape.held, state, advice))
+    return found
 
 
 def _cpu() -> Finding:

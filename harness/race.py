@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,14 +10,17 @@ from baselines import BASELINES
 from harness.bench import Bench
 from harness.entrants import Entrant, baseline_trial, build, plan, slot_contents
 from harness.experiment import Cell
+from harness.measure.claims import claimed_operators
 from harness.measure.judge import CPU_SLACK_MS, EAGER_SLACK_MS, GRAPH_SLACK_MS, JudgesClock, contradicts
+from harness.measure.late import LATE_MS, late_work_ms
 from harness.measure.roofline import Roofline
 from harness.measure.session import Contender, ContenderFailed, Session, latency
 from harness.records import MEASURED_VERDICTS, Measurement, Ratio, Summary, Verdict, Verification
 from harness.store import Store
 from harness.verify.acceptance import require
-from harness.verify.dispatch import dispatched_to
+from harness.verify.dispatch import dispatched_operators, dispatched_to, own_kernels
 from harness.verify.exam import Exam, Rejected, rejection_of
+from harness.worker.moves import Move, draw, to_json
 from harness.worker.protocol import WorkerError
 
 SECOND_LOOKS = 12  # of the judge's clock, before it contradicts a claim
@@ -42,9 +46,12 @@ class Race:
 
     def __init__(self, cell: Cell, exam: Exam, entrants: Sequence[Entrant], bench: Bench) -> None:
         self.cell, self.exam, self.entrants, self.bench = cell, exam, entrants, bench
+        self._lot = random.Random(bench.fresh_seed())
         self._roofline = Roofline.of(cell.task, cell.workload, bench.target)
         self._clocks: dict[str, JudgesClock] = {}
         self._latencies: dict[str, Summary] = {}
+        self._late: dict[str, float] = {}
+        self._operators: dict[str, tuple[dict[str, float], float]] = {}
 
     def run(self, baselines: Sequence[str], store: Store) -> Iterator[tuple[Entrant, Outcome]]:
         """Outcomes of the entrants; a contender that fails leaves, and the rest start anew.
@@ -100,14 +107,32 @@ class Race:
             return
 
     def _look(self, contender: Contender, is_candidate: bool) -> None:
-        """Call latency, and for candidates the first look of the judge's own clock."""
+        """Call latency, and for candidates the first look of the judge's own clock.
+
+        On a CPU also what kernel records tell on a GPU: whether work goes on after a call has returned,
+        and which operators did it.
+        """
         with self.bench.ledger.stage("timing"):
             self._latencies[contender.name] = latency(contender, self.bench.policy)
             if is_candidate:
-                clock = JudgesClock(contender.worker, contender.kernel, self.bench.policy.request_s)
+                clock = JudgesClock(
+                    contender.worker,
+                    contender.kernel,
+                    self.bench.policy.request_s,
+                    lambda n: [to_json(self._moves()) for _ in range(n)],
+                )
                 self._clocks[contender.name] = clock
                 self._hush(contender)
                 clock.look()
+                if self.bench.kind == "cpu":
+                    self._late[contender.name] = late_work_ms(contender.worker, contender.kernel, clock)
+                    told = contender.worker.ask(
+                        "operators", {"kernel": contender.kernel}, limit_s=self.bench.policy.request_s
+                    )
+                    self._operators[contender.name] = claimed_operators(told)
+
+    def _moves(self) -> tuple[Move, ...]:
+        return draw(self.exam.layout, self._lot)
 
     def _hush(self, active: Contender) -> None:
         """Nothing of the other candidates runs while the judge looks at one."""
@@ -145,7 +170,13 @@ class Race:
         contenders.append(self._duplicate(anchor))
         slots = self.bench.slots(self.cell)
         session = Session(
-            contenders, anchor.name, self.bench.policy, self.bench.telemetry, self.bench.kind, slots
+            contenders,
+            anchor.name,
+            self.bench.policy,
+            self.bench.telemetry,
+            self.bench.kind,
+            slots,
+            self._moves,
         )
         try:
             for phase in (0, 1):
@@ -184,7 +215,8 @@ class Race:
     def _mark_timed(self, standing: Sequence[Entrant], session: Session, phase: int) -> None:
         """Outputs of a timed slot chosen by lot, checked like any other.
 
-        The phase before timed it with other contents: an answer kept by address is wrong.
+        The phase before timed it with other contents: an answer kept by address is wrong. Its inputs
+        changed before it was timed: an answer kept by what they held is wrong.
         """
         contents = dict(slot_contents(session.slots, swap=bool(phase)))
         for entrant in standing:
@@ -192,12 +224,13 @@ class Race:
             if not visited or (not entrant.is_candidate and BASELINES[entrant.name].slow):
                 continue
             slot = visited[self.bench.fresh_seed() % len(visited)]
+            content = self.exam.moved(contents[slot], session.moves(entrant.name, slot))
             try:
-                check = self.exam.mark(entrant.worker, entrant.kernel, slot, contents[slot], timed=True)
+                check = self.exam.mark(entrant.worker, entrant.kernel, slot, content, timed=True)
                 entrant.checks.append(check)
                 if entrant.is_candidate and phase == 1:
                     entrant.inputs_untouched = self.exam.inputs_untouched(
-                        entrant.worker, entrant.kernel, slot, contents[slot]
+                        entrant.worker, entrant.kernel, slot, content
                     )
             except Rejected as rejected:
                 entrant.caught = rejected
@@ -285,10 +318,24 @@ class Race:
         if slope is not None and self._contradicts(slope, measured.device_time, measured.captured):
             reason = f"claimed {median:.4f} ms a call; the judge saw {slope:.4f} ms from outside"
             return _caught(verification, "judge_clock", reason)
-        library = dispatched_to(measured.kernels) if entrant.is_candidate else None
+        late_ms = self._late.get(entrant.name, 0.0)
+        if late_ms > LATE_MS:
+            reason = f"went on for {late_ms:.0f} ms after it had answered that its calls were done"
+            return _caught(verification, "late_work", reason)
+        library = self._library(entrant, measured)
         if library:
             return Rejected(Verdict.LIBRARY_DISPATCH, f"the work is done by {library}", verification)
         return None
+
+    def _library(self, entrant: Entrant, measured: Measurement) -> str | None:
+        manifest, backend = entrant.trial.manifest, entrant.trial.record.backend
+        if manifest is None:
+            return None
+        if entrant.name in self._operators:
+            return dispatched_operators(*self._operators[entrant.name], backend)
+        press = self.bench.presses.of(manifest, self.cell)
+        compiled = [k.name for k in press.kernels] if press is not None else []
+        return dispatched_to(measured.kernels, backend, own_kernels(manifest.files), compiled)
 
 
 def _caught(verification: Verification, detector: str, reason: str) -> Rejected:

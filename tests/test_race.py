@@ -19,7 +19,7 @@ from harness.race import SECOND_LOOKS, Race
 from harness.records import Check, Verdict
 from harness.targets import find_target
 from harness.verify.exam import Limits, Rejected
-from harness.worker.protocol import RequestFailed, WorkerDied, WorkerTimeout
+from harness.worker.protocol import RequestFailed, WorkerDied, WorkerTimeout, layout_of
 from tasks import find
 
 SLOTS = 2
@@ -61,6 +61,10 @@ class FakeWorker:
                     }
                 )
                 return {"samples_ms": [ms] * args["iterations"]}
+            case "spin":
+                return {}
+            case "operators":
+                return {"operators": {"aten::matmul": ms}, "wall_ms": ms}
             case "start_records":
                 self.recorded = []
                 return {"available": self.records}
@@ -78,6 +82,9 @@ class FakeWorker:
     def stop(self):
         self.hushed = True
 
+    def busy(self):
+        return False
+
     def count(self, op, kernel):
         return self.asked.count((op, kernel))
 
@@ -92,6 +99,7 @@ class FakeBench:
         self.policy = Policy(min_rounds=4, max_rounds=4, time_cap_s=60)
         self.limits, self.target = Limits(), find_target("h100")
         self.failures, self._seeds = [], itertools.count()
+        self.presses = SimpleNamespace(of=lambda *_: None)
 
     def load_baseline(self, name, kernel):
         fault = self.library.faults.get(("load", kernel))
@@ -113,8 +121,14 @@ class FakeBench:
 class FakeExam:
     """Everything is right but for `wrong`: kernel -> what marking it while timed gives."""
 
+    layout = layout_of([("q", (1, 8, 1, 4), "fp16", "input", 64)], 2)
+
     def __init__(self):
         self.wrong, self.touched, self.marked = {}, set(), []
+
+    def moved(self, content, moves):
+        assert moves  # each timed slot's inputs have changed
+        return content
 
     def prepare(self, worker, kernel):
         pass
@@ -153,7 +167,8 @@ class FakeStore:
 class FakeClock:
     """The judge's: sees what the track says, a time or (without a request's cost, with it)."""
 
-    def __init__(self, track, worker, kernel, request_s):
+    def __init__(self, track, worker, kernel, request_s, moves):
+        assert len(moves(3)) == 3
         self.track, self.worker, self.kernel = track, worker, kernel
         self.slope_ms = self.at_most_ms = float("inf")
 

@@ -44,6 +44,18 @@ def claimed_record(told: Any) -> BlockRecord:
     return record
 
 
+def claimed_operators(told: Any) -> tuple[dict[str, float], float]:
+    """Operators with their ms in one call, and the call's ms, if the worker told such; else WorkerDied."""
+    try:
+        operators = {_storable(name): float(ms) for name, ms in told["operators"].items()}
+        wall_ms = float(told["wall_ms"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise WorkerDied("the worker's operators are none") from error
+    if not all(0 <= ms < LONGEST_MS for ms in (*operators.values(), wall_ms)):
+        raise WorkerDied("the worker's operators have no times")
+    return operators, wall_ms
+
+
 def _storable(name: object) -> str:
     """Without lone surrogates, which JSON may carry and UTF-8 may not."""
     return str(name).encode(errors="replace").decode()

@@ -1,7 +1,7 @@
 """Owns the judge's own clock: what an iteration takes as seen from outside, whatever its process says.
 
-The judge times whole requests: empty ones, which cost what every request costs, and bursts of
-iterations. Load delays a request and never hastens one, so the least wall time of each kind is
+The judge times whole requests: bursts of iterations, and idle ones, in which the inputs change as often
+and nothing is called. Load delays a request and never hastens one, so the least wall time of each kind is
 kept, over all looks; only then is one taken from the other. The difference of two times of one
 moment would be wrong in both directions, and every further look a chance for a false claim.
 """
@@ -17,7 +17,7 @@ BURST_MS = 20.0  # what a burst of the first look lasts; each further look halve
 HALVINGS = 5  # down to what fits between two interruptions
 FEWEST, MOST = 3, 200  # iterations in a burst
 TIMES = 2  # bursts in a look
-EMPTY = 2  # empty requests before each burst
+IDLE = 2  # idle requests before each burst
 
 SHARE = 0.8  # of what the judge saw: a claim has cold caches, and is no shorter than that
 CPU_SLACK_MS = 0.002  # the loop around the calls
@@ -36,17 +36,24 @@ class JudgesClock:
     """What the judge saw of one kernel, over all looks; how many iterations it asks for is its own choice."""
 
     def __init__(
-        self, worker: Asked, kernel: str, request_s: float, clock: Callable[[], float] = time.perf_counter
+        self,
+        worker: Asked,
+        kernel: str,
+        request_s: float,
+        moves: Callable[[int], object] = lambda _: [],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._worker, self._kernel, self._request_s, self._clock = worker, kernel, request_s, clock
+        """`moves`: how the inputs change before each of so many iterations, as the worker is told it."""
+        self._worker, self._kernel, self._request_s = worker, kernel, request_s
+        self._moves, self._clock = moves, clock
         self._looks = 0
-        self._empty_ms = math.inf
+        self._idle: dict[int, float] = {}  # iterations -> least wall time without the calls, ms
         self._bursts: dict[int, float] = {}  # iterations -> least wall time, ms
 
     @property
     def slope_ms(self) -> float:
         """Time per iteration with warm caches, less what a request costs; surer with every look."""
-        return max(0.0, min((wall - self._empty_ms) / n for n, wall in self._bursts.items()))
+        return max(0.0, min((wall - self._idle[n]) / n for n, wall in self._bursts.items()))
 
     @property
     def at_most_ms(self) -> float:
@@ -60,22 +67,29 @@ class JudgesClock:
         self._wall_ms(FEWEST)  # threads that slept wake up
         n = FEWEST
         for _ in range(TIMES):
-            for _ in range(EMPTY):
-                self._empty_ms = min(self._empty_ms, self._wall_ms(0))
             n = self._burst(n, lasting_ms)
 
     def _burst(self, n: int, lasting_ms: float) -> int:
         """A burst of at least half that time, or of the most iterations; returns its iterations."""
         while True:
+            for _ in range(IDLE):
+                self._idle[n] = min(self._wall_ms(n, call=False), self._idle.get(n, math.inf))
             wall = self._wall_ms(n)
-            if n == MOST or wall - self._empty_ms >= lasting_ms / 2:
+            spent = wall - self._idle[n]
+            if n == MOST or spent >= lasting_ms / 2:
                 self._bursts[n] = min(wall, self._bursts.get(n, math.inf))
                 return n
             n = min(max(2 * n, int(n * lasting_ms / wall)), MOST)
 
-    def _wall_ms(self, iterations: int) -> float:
+    def _wall_ms(self, iterations: int, *, call: bool = True) -> float:
+        args = {
+            "kernel": self._kernel,
+            "iterations": iterations,
+            "moves": self._moves(iterations),
+            "call": call,
+        }
         begin = self._clock()
-        self._worker.ask("spin", {"kernel": self._kernel, "iterations": iterations}, limit_s=self._request_s)
+        self._worker.ask("spin", args, limit_s=self._request_s)
         return (self._clock() - begin) * 1e3
 
 

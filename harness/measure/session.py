@@ -3,14 +3,15 @@
 Order of a round, for others O, duplicate D, candidate C and anchor A: O D C A | A C D O.
 Each contender has one block before and one after the round's middle, so a linear drift of
 the clock cancels in the ratio of block times. While one is timed, untrusted workers of
-others are stopped.
+others are stopped. Before each iteration the inputs change.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from harness.measure.claims import claimed_record, claimed_times
 from harness.measure.statistics import Interval, bootstrap_median, paired_ratios, precise_enough, quantiles
 from harness.measure.telemetry import TelemetrySource
 from harness.records import Block, KernelRecord, Ratio, Summary, Telemetry
+from harness.worker.moves import Move, to_json
 from harness.worker.process import Worker
 from harness.worker.protocol import WorkerDied, WorkerError
 
@@ -101,7 +103,9 @@ class Session:
         telemetry: TelemetrySource,
         device_kind: Literal["cpu", "cuda"],
         slots: int,
+        draw: Callable[[], tuple[Move, ...]] = tuple,
     ) -> None:
+        """`draw` says how the inputs change before an iteration."""
         by_name = {c.name: c for c in contenders}
         self.anchor = by_name[anchor]
         # slowest outermost, the judged next to the anchor, the anchor in the middle
@@ -111,6 +115,11 @@ class Session:
         self.tracks = {c.name: _Track() for c in self.order}
         self.rounds: dict[str, list[int]] = {c.name: [] for c in self.order}
         self.slots = slots
+        self._draw = draw
+        # How the inputs of a slot changed since they were filled, by worker (its contenders share slots),
+        # and how many of those changes had been made when a contender was timed on it last.
+        self._moves: dict[int, dict[int, list[Move]]] = {}
+        self._seen: dict[str, dict[int, int]] = {}
         self.visited: dict[str, set[int]] = {}  # slots that hold a timed output of this phase, by contender
         self.revisited: dict[str, set[int]] = {}  # those that held one of the phase before as well
         self._before: dict[str, int] = {}  # blocks before this phase, by contender
@@ -120,7 +129,12 @@ class Session:
         self.stopped: Literal["precise", "time_cap", "rounds_cap"] = "rounds_cap"
 
     def sample(self, share: float) -> None:
-        """Rounds until precise, or until `share` of time or rounds is used; kernel records throughout."""
+        """Rounds until precise, or until `share` of time or rounds is used; kernel records throughout.
+
+        The slots have just been filled.
+        """
+        self._moves = {id(w): defaultdict(list) for w in self._workers()}
+        self._seen = {c.name: {} for c in self.order}
         earlier, self.visited = self.visited, {c.name: set() for c in self.order}
         self._before = {name: len(track.blocks) for name, track in self.tracks.items()}
         recording = self._start_records()
@@ -136,6 +150,11 @@ class Session:
                 break
         self.revisited = {name: slots & earlier.get(name, slots) for name, slots in self.visited.items()}
         self._stop_records(recording, logs)
+
+    def moves(self, name: str, slot: int) -> list[Move]:
+        """How a slot's inputs had changed since they were filled, when a contender was timed on it last."""
+        worker = next(c.worker for c in self.order if c.name == name)
+        return self._moves[id(worker)][slot][: self._seen[name][slot]]
 
     def _one_round(self, logs: dict[int, list[tuple[str, int]]]) -> None:
         running = [c for c in self.order if self._round < self._rounds_of(c)]
@@ -174,7 +193,9 @@ class Session:
         started = time.monotonic() - self._started
         n = self._iterations(contender)
         start = (len(track.blocks) - self._before[contender.name]) * n  # each phase begins at slot 0
-        args = {"kernel": contender.kernel, "iterations": n, "start": start}
+        moves = [self._draw() for _ in range(n)]
+        told_moves = [to_json(m) for m in moves]
+        args = {"kernel": contender.kernel, "iterations": n, "start": start, "moves": told_moves}
         try:
             nonce = contender.worker.post("block", args)
             telemetry = self.telemetry.sample() if self.device_kind == "cuda" else None
@@ -182,7 +203,12 @@ class Session:
             samples = claimed_times(told, "samples_ms", n)
         except WorkerError as error:
             raise ContenderFailed(contender.name, error) from error
-        self.visited[contender.name].update((start + i) % self.slots for i in range(n))
+        for i in range(n):
+            slot = (start + i) % self.slots
+            changed = self._moves[id(contender.worker)][slot]
+            changed += moves[i]
+            self.visited[contender.name].add(slot)
+            self._seen[contender.name][slot] = len(changed)
         track.events.append(samples)
         track.spans.append(None)
         track.kernels.append([])

@@ -4,7 +4,8 @@ What a worker says is a claim; the judge bounds it from outside (see session.py)
 behind the constants: without a graph, event timing counts Python's launch overhead; a
 replay under events reads 3-4 us more than the kernel records (CUPTI through Kineto) on
 an H100, so records are the device time and events the cross-check. Iterations are told
-apart in the records by a marker: a float64 fill, which is also the L2 flush.
+apart in the records by a marker: a float64 fill, which is also the L2 flush. Between two markers lie
+either the copies that change the inputs, of which the number is known, or an iteration.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,13 +21,16 @@ import torch
 from torch._C._autograd import DeviceType
 
 MARKER = "FillFunctor<double>"
+COPY = "Memcpy DtoD"
 FLUSH_FACTOR = 3  # times the L2
 GRAPH_LIMIT_MS = 40.0  # slower calls gain nothing from a graph and their pools eat memory
 CPU_FLUSH_BYTES = 64 << 20
 CPU_ESTIMATE_MS = 100.0  # spent on an estimate: first calls on a CPU are far off
 
 SlotCall = Callable[[int], object]  # call the kernel on a slot
-Poison = Callable[[int], None]
+Fresh = Callable[
+    [int, int], None
+]  # make a slot ready for the n-th iteration: inputs changed, outputs poisoned
 
 
 @dataclass
@@ -59,11 +63,11 @@ class Clock(Protocol):
     def plan(self, timed: Timed) -> None:
         """Warm up, estimate, capture where that is possible."""
 
-    def block(self, timed: Timed, iterations: int, start: int, poison: Poison) -> list[float]:
+    def block(self, timed: Timed, iterations: int, start: int, fresh: Fresh) -> list[float]:
         """Milliseconds of each iteration; iteration n runs on slot (start + n) % slots."""
 
-    def spin(self, timed: Timed, iterations: int) -> None:
-        """Iterations back to back, no flush, device-wide synchronise at the end."""
+    def spin(self, timed: Timed, iterations: int, fresh: Fresh, *, call: bool) -> None:
+        """Iterations back to back, no flush, device-wide synchronise at the end; without calls, idle."""
 
     def latency(self, timed: Timed, calls: int) -> list[float]:
         """Milliseconds of eager calls, each synchronised."""
@@ -80,21 +84,23 @@ class CpuClock:
         calls = int(min(max(CPU_ESTIMATE_MS / timed.estimate_ms, 1), 10))
         timed.estimate_ms = min(self.latency(timed, calls))
 
-    def block(self, timed: Timed, iterations: int, start: int, poison: Poison) -> list[float]:
+    def block(self, timed: Timed, iterations: int, start: int, fresh: Fresh) -> list[float]:
         samples = []
         timed.call(start % timed.slots)  # threads that slept while others were timed wake up
         for n in range(iterations):
             slot = (start + n) % timed.slots
-            poison(slot)
+            fresh(n, slot)
             self._flush.fill_(float(n))
             begin = time.perf_counter_ns()
             timed.call(slot)
             samples.append((time.perf_counter_ns() - begin) / 1e6)
         return samples
 
-    def spin(self, timed: Timed, iterations: int) -> None:
+    def spin(self, timed: Timed, iterations: int, fresh: Fresh, *, call: bool) -> None:
         for n in range(iterations):
-            timed.call(n % timed.slots)
+            fresh(n, n % timed.slots)
+            if call:
+                timed.call(n % timed.slots)
 
     def latency(self, timed: Timed, calls: int) -> list[float]:
         samples = []
@@ -153,12 +159,13 @@ class GpuClock:
         else:
             timed.call(slot)
 
-    def block(self, timed: Timed, iterations: int, start: int, poison: Poison) -> list[float]:
+    def block(self, timed: Timed, iterations: int, start: int, fresh: Fresh) -> list[float]:
         events = [(_event(), _event()) for _ in range(iterations)]
         torch.cuda.synchronize()
         for n, (begin, end) in enumerate(events):
             slot = (start + n) % timed.slots
-            poison(slot)
+            self._flush[:8].fill_(0.0)  # a marker: what changes the inputs is no part of an iteration
+            fresh(n, slot)
             self._reset_persisting()
             self._flush.fill_(float(n))
             begin.record()
@@ -168,9 +175,11 @@ class GpuClock:
         torch.cuda.synchronize()
         return [float(begin.elapsed_time(end)) for begin, end in events]
 
-    def spin(self, timed: Timed, iterations: int) -> None:
+    def spin(self, timed: Timed, iterations: int, fresh: Fresh, *, call: bool) -> None:
         for n in range(iterations):
-            self._run(timed, n % timed.slots)
+            fresh(n, n % timed.slots)
+            if call:
+                self._run(timed, n % timed.slots)
         torch.cuda.synchronize()
 
     def latency(self, timed: Timed, calls: int) -> list[float]:
@@ -189,8 +198,11 @@ class GpuClock:
         self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
         self._profiler.start()
 
-    def stop_records(self) -> list[IterationRecord]:
-        """End collecting: one record for each iteration of each block since the start, in order."""
+    def stop_records(self, copies: Sequence[int] = ()) -> list[IterationRecord]:
+        """End collecting: one record for each iteration of each block since the start, in order.
+
+        `copies`: before each iteration in order, copies of memory that changed its inputs.
+        """
         torch.cuda.synchronize()
         self._profiler.stop()
         results = self._profiler.profiler.kineto_results
@@ -200,25 +212,37 @@ class GpuClock:
             if e.device_type() == DeviceType.CUDA and e.duration_ns() > 0
         )
         self._profiler = None
-        return iterations_of(kernels)
+        return iterations_of(kernels, copies)
 
 
-def iterations_of(kernels: list[tuple[int, int, str]]) -> list[IterationRecord]:
+def iterations_of(kernels: list[tuple[int, int, str]], copies: Sequence[int] = ()) -> list[IterationRecord]:
     """Split records (start ns, duration ns, name) in time order into iterations at the markers.
 
-    Poison and flush are markers in a row; what lies between two rows of markers is one
-    iteration. Poison of the next iteration closes the one before.
+    Poison and flush are markers in a row; what lies between two rows of markers is one iteration, or the
+    copies before one. A marker of the next iteration closes the one before. Where the copies are not as
+    many as there must be, something else ran beside them: then no record can be believed, and there is none.
     """
+    expected = iter([n for count in copies for n in ((count, 0) if count else (0,))])
     found: list[IterationRecord] = []
+    for group in _groups(kernels):
+        count = next(expected, 0)
+        if count == 0:
+            found.append(_iteration(group))
+        elif len(group) != count or any(COPY not in name for _, _, name in group):
+            return []
+    return found
+
+
+def _groups(kernels: list[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:
+    """What lies between two rows of markers; what no marker closes is left out."""
     current: list[tuple[int, int, str]] = []
     for kernel in kernels:
         if MARKER not in kernel[2]:
             current.append(kernel)
             continue
         if current:
-            found.append(_iteration(current))
+            yield current
         current = []
-    return found
 
 
 def _iteration(kernels: list[tuple[int, int, str]]) -> IterationRecord:

@@ -17,6 +17,7 @@ from harness.records import Check, Verdict, Verification
 from harness.verify.inputs import make_inputs
 from harness.verify.tolerance import Expectation, expect
 from harness.worker.image import Image
+from harness.worker.moves import Move, make
 from harness.worker.process import Worker
 from harness.worker.protocol import (
     GUARD_BYTES,
@@ -157,10 +158,21 @@ class Exam:
         limit = self.limits.first(worker) if first else self.limits.call_s
         worker.ask("run", {"kernel": kernel, "slot": slot}, limit_s=limit)
 
-    def mark(self, worker: Worker, kernel: str, slot: int, content: int, *, timed: bool = False) -> Check:
+    def moved(self, content: int, moves: Sequence[Move]) -> Content:
+        """What a content has become after these moves, and what must come out of it then."""
+        drawn = self.contents[content]
+        if not moves:
+            return drawn
+        inputs = {name: tensor.clone() for name, tensor in drawn.inputs.items()}
+        make(inputs, moves)
+        return Content(drawn.question, inputs, expect(self.task, self.workload, inputs, self._reference))
+
+    def mark(
+        self, worker: Worker, kernel: str, slot: int, content: int | Content, *, timed: bool = False
+    ) -> Check:
         """Read a slot's outputs back and compare them; raises Rejected for a write out of bounds."""
         outputs = self._read_outputs(worker, kernel, slot, timed)
-        drawn = self.contents[content]
+        drawn = self.contents[content] if isinstance(content, int) else content
         result = drawn.expectation.compare(outputs)
         return Check(
             workload=self.workload.key,
@@ -181,14 +193,15 @@ class Exam:
         """The outputs of a slot as the judge's own copies, for comparing repeats bit by bit."""
         return self._read_outputs(worker, kernel, slot)
 
-    def inputs_untouched(self, worker: Worker, kernel: str, slot: int, content: int) -> bool:
+    def inputs_untouched(self, worker: Worker, kernel: str, slot: int, content: int | Content) -> bool:
         """Whether a slot's inputs are byte for byte what was put there."""
+        drawn = self.contents[content] if isinstance(content, int) else content
         tensors = [t for t in self.layout.tensors if t.role == "input"]
         self._ask_back(worker, kernel, slot, tensors)
         return all(
             torch.equal(
                 _unguarded(self._taken(worker, t), t),
-                self.contents[content].inputs[t.name].view(torch.uint8).view(-1),
+                drawn.inputs[t.name].view(torch.uint8).view(-1),
             )
             for t in tensors
         )

@@ -75,12 +75,21 @@ def confine(caps: Caps) -> None:
     filter_calls()
 
 
-def filter_calls() -> bool:
-    """Load the filter of system calls; False where libseccomp or its bindings are missing."""
+def can_filter() -> bool:
+    """Whether system calls can be filtered: libseccomp and its bindings are there."""
     try:
-        import pyseccomp as seccomp
+        import pyseccomp
     except (ImportError, OSError, RuntimeError):
         return False
+    return pyseccomp is not None
+
+
+def filter_calls() -> bool:
+    """Load the filter of system calls; False where that cannot be."""
+    if not can_filter():
+        return False
+    import pyseccomp as seccomp
+
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
     for name in FORBIDDEN:
         with contextlib.suppress(OSError):  # a call that this architecture does not have

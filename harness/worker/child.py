@@ -192,23 +192,60 @@ def plan(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
 
 
 def block(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
-    """Timed iterations on rotating slots."""
+    """Timed iterations on rotating slots, whose inputs change before each."""
+    from harness.worker.moves import from_json
+
     timed = state.timed[args["kernel"]]
     iterations = args["iterations"]
-    samples = state.clock.block(timed, iterations, args["start"], state.slots.poison)
+    moves = [from_json(told) for told in args["moves"]]
+
+    def fresh(n: int, slot: int) -> None:
+        state.slots.move(slot, moves[n])
+        state.slots.poison(slot)
+
+    samples = state.clock.block(timed, iterations, args["start"], fresh)
     state.block_sizes.append((args["kernel"], iterations))
+    state.copies += [3 * len(m) for m in moves]
     return {"samples_ms": samples}
 
 
 def spin(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
     """Iterations for the judge's own clock."""
-    state.clock.spin(state.timed[args["kernel"]], args["iterations"])
+    from harness.worker.moves import from_json
+
+    moves = [from_json(told) for told in args["moves"]]
+
+    def fresh(n: int, slot: int) -> None:
+        if moves:
+            state.slots.move(slot, moves[n])
+
+    state.clock.spin(state.timed[args["kernel"]], args["iterations"], fresh, call=args["call"])
     return {}
 
 
 def latency(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
     """Eager calls, each synchronised."""
     return {"samples_ms": state.clock.latency(state.timed[args["kernel"]], args["calls"])}
+
+
+def operators(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
+    """One call on a CPU as PyTorch's profiler sees it: its outermost operators, in ms."""
+    import time
+
+    import torch
+
+    call = state.timed[args["kernel"]].call
+    call(0)
+    begin = time.perf_counter_ns()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        begin = time.perf_counter_ns()
+        call(0)
+        wall_ms = (time.perf_counter_ns() - begin) / 1e6
+    found: dict[str, float] = {}
+    for event in profile.events() or ():
+        if event.cpu_parent is None:
+            found[event.name] = found.get(event.name, 0.0) + event.cpu_time_total / 1e3
+    return {"operators": found, "wall_ms": wall_ms}
 
 
 def compiled(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
@@ -221,6 +258,7 @@ def compiled(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, A
 def start_records(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
     """Begin kernel records, where the device has them."""
     state.block_sizes.clear()
+    state.copies.clear()
     if not hasattr(state.clock, "start_records"):
         return {"available": False}
     try:
@@ -236,7 +274,7 @@ def stop_records(state: State, args: Mapping[str, Any], _: list[int]) -> dict[st
     if not state.recording:
         return {"blocks": None}
     state.recording = False
-    records = state.clock.stop_records()
+    records = state.clock.stop_records(state.copies)
     if len(records) != sum(n for _, n in state.block_sizes):
         return {"blocks": None, "found": len(records), "expected": sum(n for _, n in state.block_sizes)}
     blocks = []
@@ -275,7 +313,7 @@ HANDLERS: dict[str, Handler] = {
     f.__name__: f
     for f in (
         hello, map_images, load, launches, open_layout, close_layout, fill, prepare, run, read_back, plan,
-        block, spin, latency, compiled, start_records, stop_records,
+        block, spin, latency, operators, compiled, start_records, stop_records,
     )
 }  # fmt: skip
 

@@ -64,14 +64,14 @@ def usage(pids: Iterable[int]) -> Usage:
     return Usage(count, memory)
 
 
-def cpu_seconds(pids: Iterable[int]) -> float:
-    """Processor time that they have used so far."""
-    ticks = 0
+def busy(pids: Iterable[int]) -> bool:
+    """Whether any of their threads runs, or would if a processor were free."""
     for pid in pids:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError, IndexError):
+                if thread.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
+                    return True
+    return False
 
 
 def freeze(root: int) -> list[int]:

@@ -41,6 +41,7 @@ class State:
     results: dict[tuple[str, int], Any] = field(default_factory=dict)
     static: dict[tuple[str, int], Any] = field(default_factory=dict)  # of captured graphs
     block_sizes: list[tuple[str, int]] = field(default_factory=list)
+    copies: list[int] = field(default_factory=list)  # of memory, before each iteration of those blocks
     planned: dict[str, Callable[..., object]] = field(default_factory=dict)  # asked for launches only
     recording: bool = False
     idle_bytes: int = 0  # device memory that an idle worker may hold

@@ -21,7 +21,7 @@ from typing import Any
 
 from harness.build.products import CACHE_VARIABLE, READY_VARIABLE
 from harness.worker.caps import Caps
-from harness.worker.family import cpu_seconds, end, freeze, gone, members, thaw
+from harness.worker.family import busy, end, freeze, gone, members, thaw
 from harness.worker.image import Image
 from harness.worker.protocol import (
     ERROR_KINDS,
@@ -38,6 +38,7 @@ from harness.worker.watch import Watch
 
 START_LIMIT_S = 120.0
 LOG_TAIL = 4000
+PROFILERS_OWN = "USDT:"  # PyTorch's profiler says on standard error that it began and ended
 LAST_WORDS_S = 1.0  # for a process that hung up to end by itself
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -222,7 +223,7 @@ class Worker:
         how = f" (exit code {code})" if code else ""
         with contextlib.suppress(ValueError):
             how = f" (signal {signal.Signals(died_of).name})" if died_of else how
-        tail = self.log_tail().strip().splitlines()[-1:]
+        tail = [n for n in self.log_tail().strip().splitlines() if not n.startswith(PROFILERS_OWN)][-1:]
         return what + how + (f": {tail[0][:300]}" if tail else "")
 
     def log_tail(self) -> str:
@@ -243,9 +244,9 @@ class Worker:
             thaw(self.pid)
             self.stopped = False
 
-    def cpu_seconds(self) -> float:
-        """Processor time that its processes have used so far."""
-        return cpu_seconds(members(self.pid))
+    def busy(self) -> bool:
+        """Whether any thread of its processes runs, or would if a processor were free."""
+        return busy(members(self.pid))
 
     def kill(self) -> None:
         """End every process it has become, and wait until they are gone."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harness.worker.image import Image
+from harness.worker.moves import Move, make
 from harness.worker.protocol import GUARD_BYTES, ImageLayout, TensorLayout
 from tasks.spec import DTYPES
 
@@ -54,6 +56,10 @@ class Slots:
             if t.role == "input":
                 slot.tensors[t.name].copy_(image.content(self.layout, content, t), non_blocking=True)
         self.poison(index)
+
+    def move(self, index: int, moves: Sequence[Move]) -> None:
+        """Let rows of a slot's inputs trade places."""
+        make(self.slots[index].tensors, moves)
 
     def poison(self, index: int) -> None:
         """Make every output byte of a slot NaN, guards included."""

@@ -27,12 +27,12 @@ def test_records_and_events_agree_and_iterations_are_told_apart(timed):
     assert timed.captured, timed.capture_error
     poisoned = []
 
-    def poison(slot):
+    def fresh(n, slot):
         poisoned.append(slot)
         outs[slot].view(torch.float64).fill_(float("nan"))
 
     clock.start_records()
-    events = clock.block(timed, 20, 1, poison)
+    events = clock.block(timed, 20, 1, fresh)
     records = clock.stop_records()
     assert len(records) == len(events) == 20
     assert poisoned[:4] == [1, 0, 1, 0]
@@ -58,7 +58,7 @@ def test_every_kernel_of_a_call_is_in_its_iteration(capture):
     assert timed.captured == capture
     clock.start_records()
     for start in range(3):  # blocks follow each other in the records
-        clock.block(timed, 4, start, lambda slot: None)
+        clock.block(timed, 4, start, lambda n, slot: None)
     records = clock.stop_records()
     assert len(records) == 12
     names = {tuple(name for name, _ in record.kernels) for record in records}
@@ -71,7 +71,7 @@ def test_spinning_and_latency_leave_nothing_running(timed):
     timed, outs = timed
     clock = GpuClock(torch.device("cuda", 0))
     clock.plan(timed)
-    clock.spin(timed, 50)
+    clock.spin(timed, 50, lambda n, slot: None, call=True)
     assert torch.cuda.current_stream().query()
     assert len(clock.latency(timed, 3)) == 3
     assert torch.cuda.current_stream().query()
@@ -85,4 +85,4 @@ def test_what_cannot_be_captured_is_timed_on_the_stream():
     clock.plan(timed)
     assert not timed.captured
     assert timed.capture_error
-    assert all(ms > 0 for ms in clock.block(timed, 3, 0, lambda slot: None))
+    assert all(ms > 0 for ms in clock.block(timed, 3, 0, lambda n, slot: None))

@@ -35,7 +35,8 @@ class Spinner:
         assert op == "spin"
         n = args["iterations"]
         self.asked.append(n)
-        ms = self.fixed() + sum(self.each() for _ in range(n)) + next(self.late, 0)
+        each = (self.each() for _ in range(n if args["call"] else 0))
+        ms = self.fixed() + sum(each) + next(self.late, 0)
         self.now += ms / 1e3
         return {"samples_ms": "what it says is not asked"}
 

@@ -49,6 +49,36 @@ def test_markers_alone_are_no_iteration_and_kernels_without_a_marker_neither():
     assert iterations_of([(0, 100, "a"), (200, 100, "b")]) == []
 
 
+COPY = "Memcpy DtoD (Device -> Device)"
+
+
+def with_copies(*iterations, copies=3, between=()):
+    """As a block is told whose inputs change: marker, copies, poison and flush, the iteration."""
+    kernels, now = [], 0
+    for iteration in iterations:
+        for name in (FLUSH, *[COPY] * copies, *between, FLUSH, FLUSH, *iteration):
+            kernels.append((now, 5, name))
+            now += 10
+    return [*kernels, (now, 2, FLUSH)]
+
+
+def test_the_copies_that_change_the_inputs_are_no_iteration():
+    found = iterations_of(with_copies(["a"], ["a", "b"]), [3, 3])
+    assert [[name for name, _ in f.kernels] for f in found] == [["a"], ["a", "b"]]
+    found = iterations_of(with_copies(["a"], ["b"], copies=0), [0, 0])
+    assert [[name for name, _ in f.kernels] for f in found] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("late", [COPY, "late_work"])
+def test_work_that_is_left_for_the_time_between_iterations_leaves_no_record(late):
+    assert iterations_of(with_copies(["a"], ["a"], between=[late]), [3, 3]) == []
+
+
+def test_a_kernel_that_only_copies_is_an_iteration():
+    found = iterations_of(with_copies([COPY] * 3, [COPY]), [3, 3])
+    assert [len(f.kernels) for f in found] == [3, 1]
+
+
 def test_a_kernel_with_a_marker_of_its_own_gives_too_many_iterations_to_pass_for_a_block():
     one = [("a", 10, 1), (FLUSH, 10, 1), ("b", 10, 1)]
     assert len(iterations_of(records(one, one))) == 4
@@ -91,7 +121,7 @@ class Ticking:
 def test_the_cpu_clock_rotates_slots_and_poisons_each_before_it_is_timed():
     log = []
     timed = Timed(lambda slot: log.append(("call", slot)), slots=3)
-    samples = CpuClock().block(timed, 5, start=2, poison=lambda slot: log.append(("poison", slot)))
+    samples = CpuClock().block(timed, 5, start=2, fresh=lambda n, slot: log.append(("poison", slot)))
     assert log[0] == ("call", 2)  # untimed: threads that slept wake up
     assert log[1:] == [(what, slot) for slot in (2, 0, 1, 2, 0) for what in ("poison", "call")]
     assert len(samples) == 5
@@ -101,17 +131,17 @@ def test_the_cpu_clock_rotates_slots_and_poisons_each_before_it_is_timed():
 def test_neither_poison_nor_the_first_call_of_a_block_is_timed(monkeypatch):
     kernel = Ticking(monkeypatch, 70.0, 2.0)
 
-    def poison(slot):
+    def fresh(n, slot):
         kernel.now_ns += 10**9
 
-    assert CpuClock().block(Timed(kernel, slots=2), 3, 0, poison) == [2.0, 2.0, 2.0]
+    assert CpuClock().block(Timed(kernel, slots=2), 3, 0, fresh) == [2.0, 2.0, 2.0]
 
 
 def test_caches_are_flushed_before_every_timed_call():
     clock, seen = CpuClock(), []
     clock._flush.fill_(-1.0)
     timed = Timed(lambda slot: seen.append((clock._flush[0].item(), clock._flush[-1].item())), slots=1)
-    clock.block(timed, 3, 0, lambda slot: None)
+    clock.block(timed, 3, 0, lambda n, slot: None)
     assert seen[1:] == [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]
 
 
@@ -132,5 +162,9 @@ def test_latency_and_spin_call_as_often_as_asked_on_rotating_slots(monkeypatch):
     kernel = Ticking(monkeypatch, 1.0, 2.0, 3.0)
     timed = Timed(kernel, slots=2)
     assert CpuClock().latency(timed, 3) == [1.0, 2.0, 3.0]
-    CpuClock().spin(timed, 4)
+    CpuClock().spin(timed, 4, lambda n, slot: None, call=True)
     assert kernel.slots == [0, 1, 0, 0, 1, 0, 1]
+    changed = []
+    CpuClock().spin(timed, 3, lambda n, slot: changed.append((n, slot)), call=False)
+    assert len(kernel.slots) == 7  # nothing more was called,
+    assert changed == [(0, 0), (1, 1), (2, 0)]  # and the inputs change as they do with calls

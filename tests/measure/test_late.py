@@ -1,0 +1,72 @@
+"""Work that goes on after a call has returned is seen by the processor time it takes."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness.measure.late import LATE_MS, LOOKS, late_work_ms
+from harness.worker.family import busy
+
+
+class Worker:
+    """Its calls return at once; each leaves `later_ms` of work, and each request `spin_ms` of idle spinning."""
+
+    def __init__(self, later_ms: float, spin_ms: float = 0.0, share: float = 1.0) -> None:
+        self.later_ms, self.spin_ms, self.share = later_ms, spin_ms, share
+        self.now, self.left = 0.0, 0.0
+        self.slope_ms = 0.5
+
+    def ask(self, op, args, *, limit_s):
+        assert op == "spin"
+        self.left = (self.later_ms * args["iterations"] + self.spin_ms) / 1e3
+        return {}
+
+    def busy(self):
+        return self.left > 1e-9
+
+    def sleep(self, seconds):
+        self.left -= min(self.left, seconds * self.share)
+        self.now += seconds
+
+    def seen(self):
+        return late_work_ms(self, "k", self, clock=lambda: self.now, sleep=self.sleep)
+
+
+@pytest.mark.parametrize("spin_ms", [0.0, 5.0, 200.0])
+def test_an_honest_worker_is_idle_after_its_answer_however_long_a_library_spins(spin_ms):
+    assert Worker(0.0, spin_ms).seen() <= 4
+
+
+@pytest.mark.parametrize("later_ms", [0.2, 1.0, 30.0])
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_work_left_for_later_is_seen(later_ms, share):
+    assert Worker(later_ms, 3.0, share).seen() > LATE_MS
+
+
+def test_one_noisy_look_convicts_nobody():
+    worker = Worker(0.0)
+    asked = []
+
+    def ask(op, args, *, limit_s):
+        asked.append(args["iterations"])
+        worker.left = 0.3 if len(asked) == 2 else 0.0
+
+    worker.ask = ask
+    assert worker.seen() == 0
+    assert len(asked) == 2 * 2 <= 2 * LOOKS
+
+
+def test_the_operating_system_tells_who_is_busy():
+    idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    code = "import threading\nthreading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
+    working = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        time.sleep(1.0)  # to start
+        assert [busy([idle.pid]), busy([working.pid])] == [False, True]
+    finally:
+        idle.kill()
+        working.kill()
+        idle.wait()
+        working.wait()
