@@ -45,13 +45,33 @@ def install(session: nox.Session, *extras: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, two at once but for those that hold bounds of time; options go to one plain pytest
-    (`nox -s tests -- -k store`)."""
+    (`nox -s tests -- -k store`). Hostile kernels have a session of their own, `nox -s hacks`."""
     install(session, "test")
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "not alone")
+    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "not alone and not corpus")
     session.run("pytest", "-m", "alone")
+
+
+@nox.session
+def hacks(session: nox.Session) -> None:
+    """Hostile, faulty and odd kernels on this machine's CPU: each must get its verdict; some ten minutes."""
+    install(session, "test")
+    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "corpus", *session.posargs)
+
+
+@nox.session(name="hacks-gpu", venv_backend=GPU_BACKEND)
+def hacks_gpu(session: nox.Session) -> None:
+    """Hostile, faulty and odd kernels on this machine's GPU: each must get its verdict, in minutes."""
+    if not SHOWS_GPU:
+        session.error("this machine shows no NVIDIA GPU; what needs none is in `nox -s tests`")
+    command = ("pytest", "-m", "gpu", "tests/hacks", *session.posargs)
+    if OWN_TORCH:
+        session.run(sys.executable, "-m", *command, env={"PYTHONPATH": _here()}, external=True)
+    else:
+        session.install("-e", ".[test]")
+        session.run(*command)
 
 
 @nox.session

@@ -205,7 +205,10 @@ class Bench:
             self._new_library()
         assert self._library is not None
         with self.ledger.stage("worker start"):
-            self._library.wait_ready()
+            try:
+                self._library.wait_ready()
+            except WorkerError as error:
+                raise MachineError(_cannot_start(error)) from error
         return self._library
 
     def load_baseline(self, name: str, kernel: str) -> Worker:
@@ -222,7 +225,7 @@ class Bench:
         if seat is None or not seat.worker.alive:
             self.dismiss(manifest)
             with self.ledger.stage("worker start"):
-                seat = Seat(manifest, self.pool.take())
+                seat = Seat(manifest, self._worker())
             self._seats[manifest.sha256] = seat
         if entry not in seat.entries:
             args = {
@@ -237,6 +240,18 @@ class Bench:
             seat.interpreted = BACKENDS[manifest.backend].interpreted(self.kind)
             seat.entries.add(entry)
         return seat
+
+    def _worker(self) -> Worker:
+        """A fresh one. That it cannot start is no kernel's fault: raises MachineError."""
+        try:
+            return self.pool.take()
+        except WorkerError:
+            for resting in [seat.manifest for seat in self._seats.values()]:
+                self.dismiss(resting)  # one of them may hold the memory
+        try:
+            return self.pool.take()
+        except WorkerError as error:
+            raise MachineError(_cannot_start(error)) from error
 
     def dismiss(self, manifest: Manifest) -> None:
         """Bury the candidate's worker, if it has one."""
@@ -262,8 +277,8 @@ class Bench:
             self.dismiss(self._resting.pop(0))
 
     def after_failure(self, worker: Worker, error: WorkerError) -> None:
-        """A CUDA context does not survive a device error: such a worker is killed."""
-        if isinstance(error, RequestFailed) and error.kind == "device":
+        """A CUDA context does not survive a device error, and memory that ran out is the others' too."""
+        if isinstance(error, RequestFailed) and error.kind in ("device", "out_of_memory"):
             worker.kill()
 
     def release(self, workers: Sequence[Worker]) -> None:
@@ -273,6 +288,13 @@ class Bench:
                 if worker.alive:
                     with contextlib.suppress(WorkerError):
                         worker.ask("close_layout", limit_s=self.limits.call_s)
+
+
+def _cannot_start(error: WorkerError) -> str:
+    return (
+        f"a worker cannot be started: {error}. What was recorded is kept; "
+        "see `attnbench doctor`, then go on with --resume."
+    )
 
 
 def _lock_device(device: torch.device) -> IO[str]:

@@ -20,8 +20,9 @@ app = typer.Typer(
     help="Benchmark and evaluation harness for attention kernels that language models write.\n\n"
     "Start with `attnbench doctor` to see what this machine can measure, `attnbench tasks` for what is "
     "measured, and `attnbench eval --candidates DIR` to verify, time and compare kernels of your own.\n\n"
-    "Exit codes: 0 done, 1 an LLM-TL program is wrong (`attnbench tl`), 2 wrong input, 3 this machine "
-    "cannot, 4 the run's directory cannot be written, 75 questions wait for answers from outside, "
+    "Exit codes: 0 done, 1 an LLM-TL program is wrong (`attnbench tl`) or a run was changed after it was "
+    "recorded (`attnbench verify`), 2 wrong input, 3 this machine cannot, 4 the run's directory cannot be "
+    "written, 75 questions wait for answers from outside, "
     "130 interrupted (everything recorded is kept; go on with --resume).",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -264,6 +265,24 @@ def merge(
     from harness import commands
 
     commands.merge_runs(experiment, parts, out)
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run's directory.")],
+    as_json: Json = False,
+) -> None:
+    """Recompute the hashes of a run and follow its links: was a record edited, dropped or moved?
+
+    Checks the seal and the place of each result, its identity, its environment, the sources of each kernel,
+    each question to a model, and the way from a result to what the model was asked.
+
+    There is no secret key in it: who rewrites a whole run with new hashes is not noticed. Only a second run
+    tells.
+    """
+    from harness import audit_command
+
+    audit_command.verify(run, as_json)
 
 
 def main() -> None:

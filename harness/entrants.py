@@ -280,4 +280,5 @@ def plan(entrant: Entrant, bench: Bench, *, name: str | None = None, judged: boo
         estimate_ms=max(1e-4, min(estimate_ms, waited_ms)),
         captured=told.get("captured") is True,
         judged=judged,
+        slots=1 if not entrant.is_candidate and BASELINES[entrant.name].slow else None,
     )

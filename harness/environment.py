@@ -41,8 +41,24 @@ LIBRARIES = (
     "cuda-bindings",
 )
 
-# Packages whose code decides a number or a verdict.
-DECISIVE = ("verify", "measure", "worker")
+# Sources that decide a number or a verdict: how a kernel is built, checked, timed, and against whom. Not
+# the files of tasks, whose hashes results carry one by one; nor what plans, records or reports.
+DECISIVE = (
+    "harness/verify",
+    "harness/measure",
+    "harness/worker",
+    "harness/build",
+    "harness/bench.py",
+    "harness/entrants.py",
+    "harness/pipeline.py",
+    "harness/race.py",
+    "harness/targets.py",
+    "harness/warmup.py",
+    "baselines",
+    "tasks/masks.py",
+    "tasks/oracle.py",
+    "tasks/spec.py",
+)
 
 # The folders of an absolute path, or of one in the home folder; not those of a URL.
 _FOLDERS = re.compile(r"(?<![\w./])~?/(?:[^\s/'\":]+/)*(?=[\w.+-])")
@@ -68,6 +84,7 @@ def describe(target: Target, device: torch.device, sandbox: str = "none") -> Env
         gpu=gpu,
         baselines=baseline_states(),
         sandbox=sandbox,
+        sources=harness_digest(),
     )
 
 
@@ -144,9 +161,11 @@ def harness_version() -> str:
 @cache
 def harness_digest() -> str:
     """Hash (12 hex digits) of the sources that decide a number: two runs that agree here are comparable."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(p for folder in DECISIVE for p in (root / folder).rglob("*.py")):
+    named = [root / name for name in DECISIVE]
+    found = {p for n in named for p in (n, *n.rglob("*")) if p.is_file() and p.suffix != ".pyc"}
+    for path in sorted(found):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from harness.records import RecordError
 
 T = TypeVar("T")
+TORN = "torn.txt"
 
 
 class StoreError(RuntimeError):
@@ -26,7 +27,10 @@ class Journal(Generic[T]):
         self.dropped = ""  # what was cut off because writing it had been
         try:
             self.lines = self._read(parse)
+            new = not file.exists()
             self._handle = file.open("ab")
+            if new:
+                force_names(file.parent)
         except OSError as error:
             raise disk_error(file, error) from error
 
@@ -35,13 +39,13 @@ class Journal(Generic[T]):
             return []
         data = self.file.read_bytes()
         good, found = 0, []
-        for number, line in enumerate(data.splitlines(keepends=True), 1):
+        for number, line in enumerate(lines_of(data), 1):
             try:
-                value = parse(line.decode(errors="replace"))
+                value = parse(_decoded(line))
                 if not line.endswith(b"\n"):
                     raise RecordError("no end of line")
             except RecordError as error:
-                if good + len(line) == len(data) and _torn(line):
+                if good + len(line) == len(data) and torn(line):
                     self._cut(data, good)
                     break
                 raise StoreError(f"{self.file}:{number}: {error}. Nothing was changed.") from error
@@ -50,9 +54,13 @@ class Journal(Generic[T]):
         return found
 
     def _cut(self, data: bytes, good: int) -> None:
+        """Kept aside before it is cut off: a power cut in between leaves it in both places, never in none."""
         self.dropped = data[good:].decode(errors="replace")
-        with (self.file.parent / "torn.txt").open("ab") as torn:
-            torn.write(data[good:] + b"\n")
+        with (self.file.parent / TORN).open("ab") as kept:
+            kept.write(data[good:] + b"\n")
+            kept.flush()
+            os.fsync(kept.fileno())
+        force_names(self.file.parent)
         with self.file.open("r+b") as handle:
             handle.truncate(good)
             os.fsync(handle.fileno())
@@ -86,13 +94,35 @@ class Journal(Generic[T]):
         self._handle.close()
 
 
-def _torn(line: bytes) -> bool:
+def lines_of(data: bytes) -> list[bytes]:
+    """Lines with their ends, cut at newlines alone: rubbish may hold what else counts as an end of line."""
+    lines = data.split(b"\n")
+    return [line + b"\n" for line in lines[:-1]] + [line for line in lines[-1:] if line]
+
+
+def torn(line: bytes) -> bool:
     """Whether writing the last line was cut off; a whole line that cannot be read is somebody's result."""
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return not line.endswith(b"\n")
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:  # replacing what is broken would pass for what was recorded
+        raise RecordError(f"not UTF-8: {error.reason} at byte {error.start} of the line") from error
+
+
+def force_names(folder: Path) -> None:
+    """Force the names in a folder to disk: a file can be safe there, and not to be found by its name."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def disk_error(path: Path, error: OSError) -> StoreError:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness.experiment import Experiment, ExperimentError, read_experiment
-from harness.records import Environment, RunSummary
-from harness.store import Store, StoreError
+from harness.journal import lines_of, torn
+from harness.records import Environment, RecordError, Result, RunSummary
+from harness.store import SUMMARIES, Store, StoreError, read_summary
 from harness.story import Ending, Step
 from harness.storybook import Storybook
 
@@ -40,6 +41,10 @@ class _Part:
     store: Store
     book: Storybook
 
+    def results(self) -> dict[str, Result]:
+        """Without their places in the part: in the whole they get a chain of their own."""
+        return {key: result.bare for key, result in self.store.results.items()}
+
     def stories(self) -> dict[str, Story]:
         """Each trial's lines: steps in order, then its ending."""
         endings = self.book.endings
@@ -62,7 +67,7 @@ def merge(parts: Sequence[Path], whole: Experiment, text: str, out: Path) -> Mer
         raise StoreError(f"{out} holds a run already; choose another --out")
     with contextlib.ExitStack() as stack:
         opened = [_open(stack, path, resume=True) for path in parts]
-        results = _joined(opened, lambda p: p.store.results, "result")
+        results = _joined(opened, _Part.results, "result")
         answers = _joined(opened, lambda p: p.book.exchanges, "answer")
         stories = _joined(opened, _Part.stories, "story")
     with _whole_or_not_at_all(out) as fresh, contextlib.ExitStack() as stack:
@@ -140,10 +145,14 @@ def _copy_surroundings(path: Path, store: Store) -> None:
 
 
 def _summaries(paths: Iterable[Path]) -> list[RunSummary]:
-    lines = [
-        line
-        for path in paths
-        if (path / "summary.jsonl").exists()
-        for line in (path / "summary.jsonl").read_text().splitlines()
-    ]
-    return [RunSummary.model_validate_json(line) for line in lines]
+    found = []
+    for file in (path / SUMMARIES for path in paths):
+        lines = lines_of(file.read_bytes()) if file.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(read_summary(line.decode(errors="replace")))
+            except RecordError as error:
+                if number == len(lines) and torn(line):
+                    continue  # cut off in writing: that invocation is not summed up
+                raise StoreError(f"{file}:{number}: {error}. Nothing was written.") from error
+    return found

@@ -10,20 +10,19 @@ from baselines import BASELINES
 from harness.bench import Bench
 from harness.entrants import Entrant, baseline_trial, build, plan, slot_contents
 from harness.experiment import Cell
-from harness.measure.claims import claimed_operators
-from harness.measure.judge import CPU_SLACK_MS, EAGER_SLACK_MS, GRAPH_SLACK_MS, JudgesClock, contradicts
-from harness.measure.late import LATE_MS, late_work_ms
+from harness.looks import Looks
 from harness.measure.roofline import Roofline
 from harness.measure.session import Contender, ContenderFailed, Session, latency
 from harness.records import MEASURED_VERDICTS, Measurement, Ratio, Summary, Verdict, Verification
 from harness.store import Store
 from harness.verify.acceptance import require
-from harness.verify.dispatch import dispatched_operators, dispatched_to, own_kernels
 from harness.verify.exam import Exam, Rejected, rejection_of
-from harness.worker.moves import Move, draw, to_json
+from harness.worker.moves import Move, draw
 from harness.worker.protocol import WorkerError
 
-SECOND_LOOKS = 12  # of the judge's clock, before it contradicts a claim
+# Slots of a candidate that are marked after each phase. One that computes several slots in one call is right
+# on some of them: on a CPU all are marked, on a GPU, where a mark can take 0.2 s, two.
+MARKED = {"cpu": 4, "cuda": 2}
 DUPLICATE = "#2"  # the anchor once more, loaded and captured on its own
 
 
@@ -48,10 +47,8 @@ class Race:
         self.cell, self.exam, self.entrants, self.bench = cell, exam, entrants, bench
         self._lot = random.Random(bench.fresh_seed())
         self._roofline = Roofline.of(cell.task, cell.workload, bench.target)
-        self._clocks: dict[str, JudgesClock] = {}
+        self._looks = Looks(cell, exam, bench)
         self._latencies: dict[str, Summary] = {}
-        self._late: dict[str, float] = {}
-        self._operators: dict[str, tuple[dict[str, float], float]] = {}
 
     def run(self, baselines: Sequence[str], store: Store) -> Iterator[tuple[Entrant, Outcome]]:
         """Outcomes of the entrants; a contender that fails leaves, and the rest start anew.
@@ -103,33 +100,18 @@ class Race:
                 except WorkerError as error:  # it died under the judge's second look
                     self.bench.after_failure(entrant.worker, error)
                     outcome = Outcome.of(rejection_of(error, entrant.verification))
+                except Rejected as rejected:
+                    outcome = Outcome.of(rejected)
                 yield entrant, outcome
             return
 
     def _look(self, contender: Contender, is_candidate: bool) -> None:
-        """Call latency, and for candidates the first look of the judge's own clock.
-
-        On a CPU also what kernel records tell on a GPU: whether work goes on after a call has returned,
-        and which operators did it.
-        """
+        """Call latency, and for candidates what the judge sees with its own eyes."""
         with self.bench.ledger.stage("timing"):
             self._latencies[contender.name] = latency(contender, self.bench.policy)
             if is_candidate:
-                clock = JudgesClock(
-                    contender.worker,
-                    contender.kernel,
-                    self.bench.policy.request_s,
-                    lambda n: [to_json(self._moves()) for _ in range(n)],
-                )
-                self._clocks[contender.name] = clock
                 self._hush(contender)
-                clock.look()
-                if self.bench.kind == "cpu":
-                    self._late[contender.name] = late_work_ms(contender.worker, contender.kernel, clock)
-                    told = contender.worker.ask(
-                        "operators", {"kernel": contender.kernel}, limit_s=self.bench.policy.request_s
-                    )
-                    self._operators[contender.name] = claimed_operators(told)
+                self._looks.first(contender)
 
     def _moves(self) -> tuple[Move, ...]:
         return draw(self.exam.layout, self._lot)
@@ -213,21 +195,23 @@ class Race:
                     raise ContenderFailed(contender.name, error) from error
 
     def _mark_timed(self, standing: Sequence[Entrant], session: Session, phase: int) -> None:
-        """Outputs of a timed slot chosen by lot, checked like any other.
+        """Outputs of timed slots chosen by lot, checked like any other.
 
-        The phase before timed it with other contents: an answer kept by address is wrong. Its inputs
-        changed before it was timed: an answer kept by what they held is wrong.
+        The phase before timed them with other contents: an answer kept by address is wrong. Their inputs
+        changed before they were timed: an answer kept by what they held is wrong.
         """
         contents = dict(slot_contents(session.slots, swap=bool(phase)))
         for entrant in standing:
             visited = sorted(session.revisited[entrant.name])
             if not visited or (not entrant.is_candidate and BASELINES[entrant.name].slow):
                 continue
-            slot = visited[self.bench.fresh_seed() % len(visited)]
-            content = self.exam.moved(contents[slot], session.moves(entrant.name, slot))
+            many = MARKED[self.bench.kind] if entrant.is_candidate else 1
+            chosen = random.Random(self.bench.fresh_seed()).sample(visited, min(many, len(visited)))
             try:
-                check = self.exam.mark(entrant.worker, entrant.kernel, slot, content, timed=True)
-                entrant.checks.append(check)
+                for slot in chosen:
+                    content = self.exam.moved(contents[slot], session.moves(entrant.name, slot))
+                    check = self.exam.mark(entrant.worker, entrant.kernel, slot, content, timed=True)
+                    entrant.checks.append(check)
                 if entrant.is_candidate and phase == 1:
                     entrant.inputs_untouched = self.exam.inputs_untouched(
                         entrant.worker, entrant.kernel, slot, content
@@ -268,30 +252,12 @@ class Race:
         return Outcome(rejected.verdict, rejected.reason, rejected.verification, kept)
 
     def _slope(self, entrant: Entrant, claimed: Summary) -> float | None:
-        """The judge's time per iteration.
-
-        It looks again until the claim stands whatever of the time was the request's own cost:
-        one figure that came out low by chance clears nobody, one that came out high convicts nobody.
-        """
-        clock, contender = self._clocks.get(entrant.name), entrant.contender
-        if clock is None or contender is None:
+        """The judge's time of a call."""
+        if entrant.contender is None or not entrant.is_candidate:
             return None
-        for _ in range(SECOND_LOOKS):
-            if not self._contradicts(clock.at_most_ms, claimed, contender.captured):
-                break
-            with self.bench.ledger.stage("timing"):
-                self._hush(contender)
-                clock.look()
-        return clock.slope_ms
-
-    def _contradicts(self, seen_ms: float, claimed: Summary, captured: bool) -> bool:
-        """On a CPU, where other programs share the cores, against the 90th percentile.
-
-        There the claim holds the same call from Python as the judge's time: no slack for a launch.
-        """
-        if self.bench.kind == "cpu":
-            return contradicts(claimed.p90_ms, seen_ms, CPU_SLACK_MS)
-        return contradicts(claimed.median_ms, seen_ms, GRAPH_SLACK_MS if captured else EAGER_SLACK_MS)
+        with self.bench.ledger.stage("timing"):
+            self._hush(entrant.contender)
+            return self._looks.slope_ms(entrant.contender, claimed)
 
     def _noise(self, session: Session) -> Ratio:
         return session.result(session.anchor.name + DUPLICATE).ratio
@@ -315,27 +281,15 @@ class Race:
             reason = f"{median:.4f} ms is faster than can be: {floor}"
             return Rejected(Verdict.IMPOSSIBLE, reason, verification)
         slope = measured.judge_slope_ms
-        if slope is not None and self._contradicts(slope, measured.device_time, measured.captured):
+        if slope is not None and self._looks.contradicts(slope, measured.device_time, measured.captured):
             reason = f"claimed {median:.4f} ms a call; the judge saw {slope:.4f} ms from outside"
             return _caught(verification, "judge_clock", reason)
-        late_ms = self._late.get(entrant.name, 0.0)
-        if late_ms > LATE_MS:
-            reason = f"went on for {late_ms:.0f} ms after it had answered that its calls were done"
-            return _caught(verification, "late_work", reason)
-        library = self._library(entrant, measured)
+        if complaint := self._looks.complaint(entrant.name):
+            return _caught(verification, "late_work", complaint)
+        library = self._looks.library(entrant.name, entrant.trial, measured.kernels)
         if library:
             return Rejected(Verdict.LIBRARY_DISPATCH, f"the work is done by {library}", verification)
         return None
-
-    def _library(self, entrant: Entrant, measured: Measurement) -> str | None:
-        manifest, backend = entrant.trial.manifest, entrant.trial.record.backend
-        if manifest is None:
-            return None
-        if entrant.name in self._operators:
-            return dispatched_operators(*self._operators[entrant.name], backend)
-        press = self.bench.presses.of(manifest, self.cell)
-        compiled = [k.name for k in press.kernels] if press is not None else []
-        return dispatched_to(measured.kernels, backend, own_kernels(manifest.files), compiled)
 
 
 def _caught(verification: Verification, detector: str, reason: str) -> Rejected:

@@ -3,6 +3,11 @@
 Everything on disk passes through these models; inside the harness frozen dataclasses of
 the respective module travel. Units are in the names. A reader of an older schema version
 either upgrades it here or says why it cannot (`read_result`).
+
+Schema 2 adds the seal and the chain: a line says the hash of its own content, and the seal of the line
+before it. It is a version of its own, and no optional field of 1, for two reasons: a line of 2 without
+a seal is refused, so that nobody drops one in passing; and an attnbench that knows only 1 says which
+version it lacks, where it would have complained of a field it does not know. Lines of 1 stay readable.
 """
 
 from __future__ import annotations
@@ -15,8 +20,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-SCHEMA_VERSION = 1
-PROTOCOL_VERSION = "1"
+SCHEMA_VERSION = 2  # written; 1 is read too
+SEALED_SINCE = 2
+PROTOCOL_VERSION = "2"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -289,7 +295,7 @@ class CompiledKernel(Record):
 class Result(Record):
     """The record of a trial on one workload: one line of results.jsonl."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     id: Sha256 = Field(description="hash of the identity")
     identity: Identity
     task: str
@@ -308,6 +314,17 @@ class Result(Record):
     )
     cost: Cost = Cost()
     recorded_at: str = Field(description="UTC, ISO 8601")
+    previous: Sha256 | Literal[""] = Field(
+        "", description="seal of the line before; '' on the first line, and after one that has no seal"
+    )
+    seal: Sha256 | Literal[""] = Field(
+        "", description="hash of all else on the line; '' until it is stored, and in schema 1"
+    )
+
+    @property
+    def bare(self) -> Result:
+        """The record as it was made: without its seal and its place in a file."""
+        return self.model_copy(update={"schema_version": SCHEMA_VERSION, "previous": "", "seal": ""})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -351,10 +368,24 @@ class Environment(Record):
     gpu: dict[str, str] = Field(default={}, description="power limit, clocks, persistence, ECC as found")
     baselines: dict[str, str] = Field(default={}, description="baseline -> 'usable' or the reason it is not")
     sandbox: str = "none"
+    sources: str = Field("", description="hash of the harness's sources that decide a number; '': not known")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As it is written; what a later attnbench added stays out where it says nothing."""
+        return self.model_dump(mode="json", exclude=set() if self.sources else {"sources"})
 
     @property
     def digest(self) -> str:
-        return content_hash(self.model_dump())
+        """Hash of the content."""
+        return content_hash(self.content)
+
+
+class Extent(Record):
+    """How far a file went at some time: its first `bytes` bytes, and the hash of them."""
+
+    bytes: int = Field(ge=0)
+    sha256: Sha256
 
 
 class RunSummary(Record):
@@ -366,6 +397,9 @@ class RunSummary(Record):
     gpu_work_s: float = Field(description="wall time in which the device verified or timed")
     results: int
     interrupted: bool = False
+    files: dict[str, Extent] = Field(
+        default={}, description="the run's append-only files and its experiment as they were then"
+    )
 
 
 def content_hash(value: Mapping[str, Any]) -> str:
@@ -374,17 +408,38 @@ def content_hash(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def seal_of(data: Mapping[str, Any]) -> str:
+    """Hash of what a stored line says, its seal excepted: of the line, not of what a model makes of it."""
+    return content_hash({key: value for key, value in data.items() if key != "seal"})
+
+
+def sealed(result: Result, previous: str) -> Result:
+    """The result as it is stored after the line whose seal is `previous`."""
+    placed = result.model_copy(update={"schema_version": SCHEMA_VERSION, "previous": previous, "seal": ""})
+    return placed.model_copy(update={"seal": seal_of(json.loads(placed.model_dump_json()))})
+
+
 def read_result(line: str) -> Result:
-    """Parse one line; raises RecordError for anything that is not a valid result of a known version."""
+    """Parse one line; raises RecordError for anything that is not a valid result of a known version.
+
+    A line that was changed after it was sealed is refused, whoever reads it: reports leave it out and
+    say so, a run that holds it is not resumed.
+    """
     try:
         data = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise RecordError(f"not JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise RecordError(
-            f"schema version {version!r}; this attnbench reads {SCHEMA_VERSION}. "
+            f"schema version {version!r}; this attnbench reads 1 to {SCHEMA_VERSION}. "
             "Use the attnbench release that wrote the run, named in its environment.json."
+        )
+    if version >= SEALED_SINCE and data.get("seal") != seal_of(data):
+        what = "its seal is not the hash of its content" if data.get("seal") else "its seal is gone"
+        raise RecordError(
+            f"changed after it was recorded: {what}. Restore the line from a copy of the run, or measure "
+            "again in a new one."
         )
     try:
         return Result.model_validate(data)

@@ -26,6 +26,7 @@ from harness.records import (
     read_result,
 )
 from harness.story import Ending, Exchange, Step
+from reports.comparable import LeftOut, split
 from reports.lines import SkippedLine, first_line, read_lines
 from reports.trials import read_stories
 
@@ -127,6 +128,7 @@ class Dataset:
     endings: tuple[Ending, ...] = ()  # of trials of models, in the order of the file
     steps: tuple[Step, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()  # results that may not stand in a figure with `rows`
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -185,8 +187,9 @@ class Dataset:
 def load_run(run: Path) -> Dataset:
     """Read a run; a torn or foreign line is left out and listed in `skipped`.
 
-    Where a result was recorded again (same id), the later line counts. Raises RunError if
-    there is no results.jsonl.
+    Where a result was recorded again (same id), the later line counts. Results that are not comparable
+    with most of the run are in `left_out`, and in nothing else. Raises RunError if there is no
+    results.jsonl.
     """
     source = run / RESULTS
     if not source.is_file():
@@ -198,18 +201,22 @@ def load_run(run: Path) -> Dataset:
         latest[result.id] = (number, result)
     summaries = [s for _, s in read_lines(run / SUMMARIES, RunSummary.model_validate_json, skipped)]
     stories = read_stories(run, skipped)
+    environments = _read_environments(run / ENVIRONMENTS, skipped)
+    numbered = sorted(latest.values(), key=lambda pair: pair[0])
+    comparable, left_out = split(numbered, environments)
     experiment = run / EXPERIMENT
     return Dataset(
         name=run.resolve().name,
         path=run,
-        rows=label_rows(latest.values()),
-        environments=_read_environments(run / ENVIRONMENTS, skipped),
+        rows=label_rows(comparable),
+        environments=environments,
         summaries=tuple(summaries),
         experiment=experiment.read_text(encoding="utf-8") if experiment.is_file() else "",
         skipped=tuple(skipped),
         endings=stories.endings,
         steps=stories.steps,
         exchanges=stories.exchanges,
+        left_out=tuple(left_out),
     )
 
 

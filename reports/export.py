@@ -184,7 +184,8 @@ def json_text(dataset: Dataset) -> str:
         "noise_floor": [asdict(n) | {"worst": _reference(n.worst)} for n in noise_floor(dataset)],
         "telemetry": [asdict(t) | {"row": _reference(t.row)} for t in telemetry(counts)],
         "time": asdict(spent) if (spent := time_spent(dataset)) else None,
-        "environments": {d: e.model_dump(mode="json") for d, e in dataset.environments.items()},
+        "environments": {d: e.content for d, e in dataset.environments.items()},
+        "left_out": [{"record": x.result.id, "line": x.line, "why": x.why} for x in dataset.left_out],
         "unread": [asdict(s) for s in dataset.skipped],
     }
     if dataset.endings:

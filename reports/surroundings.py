@@ -30,6 +30,7 @@ def all_sections(dataset: Dataset) -> list[Section]:
         time_section(dataset),
         environment_section(dataset),
         experiment_section(dataset),
+        *filter(None, [left_out_section(dataset)]),
         reading_section(dataset),
     ]
 
@@ -62,9 +63,16 @@ def warnings(dataset: Dataset) -> list[str]:
     open_runs = [r for r in dataset.rows if not r.is_baseline and r.has_run and not r.result.sandboxed]
     if open_runs:
         found.append(f"{len(open_runs)} candidate results were taken without a sandbox.")
-    if len(dataset.environments) > 1:
+    found += [
+        f"{text.number(len(lines), 'result')} {'is' if len(lines) == 1 else 'are'} left out of every figure: "
+        f"{why}."
+        for why, lines in _reasons(dataset).items()
+    ]
+    spanned = len({r.result.environment for r in dataset.rows})
+    if spanned > 1:
         found.append(
-            f"The run spans {len(dataset.environments)} environments; speedups across them are not paired."
+            f"The run spans {spanned} environments that agree in what can change a figure; speedups across "
+            "them are not paired."
         )
     waiting = unfinished(dataset)
     if waiting:
@@ -186,6 +194,7 @@ def environment_section(dataset: Dataset) -> Section:
             "driver": e.driver,
             "CUDA": e.cuda,
             "attnbench": e.harness,
+            "harness sources": e.sources,
             "Python": e.python,
             "platform": e.platform,
             "CPU": e.cpu,
@@ -195,7 +204,13 @@ def environment_section(dataset: Dataset) -> Section:
             **e.gpu,
         }
         lines = tuple((Entry(name), Entry(value)) for name, value in facts.items() if value)
-        tables.append(Table((Column("what"), Column("as found")), lines, f"Environment {digest[:8]}"))
+        tables.append(
+            Table(
+                (Column("what"), Column("as found")),
+                lines,
+                f"Environment {digest[:8]}{_unused(dataset, digest)}",
+            )
+        )
     families = {c.label: c.family for c in dataset.baselines if c.family}
     if families:
         columns = (Column("baseline"), Column("library and version"))
@@ -204,9 +219,41 @@ def environment_section(dataset: Dataset) -> Section:
     return Section("environment", "Environment", notes, (), tuple(tables))
 
 
+def _unused(dataset: Dataset, digest: str) -> str:
+    """Whose results are all left out."""
+    left = any(r.result.environment == digest for r in dataset.left_out)
+    kept = any(r.result.environment == digest for r in dataset.rows)
+    return ", of results that are left out" if left and not kept else ""
+
+
 def experiment_section(dataset: Dataset) -> Section:
     notes = () if dataset.experiment else ("The run has no experiment.toml.",)
     return Section("experiment", "Experiment", notes, verbatim=dataset.experiment.rstrip())
+
+
+def _reasons(dataset: Dataset) -> dict[str, list[int]]:
+    """Why results are left out -> their lines."""
+    found: dict[str, list[int]] = {}
+    for left in dataset.left_out:
+        found.setdefault(left.why, []).append(left.line)
+    return found
+
+
+def left_out_section(dataset: Dataset) -> Section | None:
+    """What no figure is made of; none where nothing is left out."""
+    if not dataset.left_out:
+        return None
+    note = (
+        "Results stand in one figure only if they were recorded on the same device, with the same driver, "
+        "libraries, protocol, harness and version of the task. These were not, and are in no figure and no "
+        "table of this report. Measure them again with the rest to have them in."
+    )
+    columns = (Column("results", True), Column("why"), Column("lines of results.jsonl"))
+    lines = tuple(
+        (Entry(str(len(numbers))), Entry(why), Entry(text.ranges(numbers)))
+        for why, numbers in _reasons(dataset).items()
+    )
+    return Section("left-out", "Left out: not comparable", (note,), (), (Table(columns, lines),))
 
 
 def reading_section(dataset: Dataset) -> Section:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from harness.records import Measurement, Result, Verdict, WorkloadRecord
 from reports.dataset import Cell, Row
 from reports.figures import Estimate
@@ -114,6 +116,17 @@ def _caveat(result: Result, m: Measurement) -> str:
 def number(n: int, noun: str) -> str:
     """'1 cell', '3 cells'."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in ascending order, runs of them as ranges: '1-3, 7'."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ", ".join(f"{first}-{last}" if first != last else str(first) for first, last in runs)
 
 
 def minutes(seconds: float, at_least: bool = False) -> str:

@@ -21,6 +21,8 @@ needs_sandbox = pytest.mark.skipif(SANDBOX is None, reason="no sandbox is to be 
 
 # Tests that hold bounds of time: two of them at once would measure each other (`nox -s tests` runs the
 # rest on two cores first, then these).
+# Long runs of hostile, faulty and odd kernels: a session of their own (`nox -s hacks`).
+CORPUS = ("hacks/", "honest/", "faults/", "test_soak.py")
 ALONE = ("benchmarks/", "measure/", "tasks/test_suite.py", "test_cli.py", "tl/test_speed.py")
 
 TINY_TASK = '''
@@ -50,11 +52,14 @@ def attention(q, k, v, out, *, scale):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what must run alone."""
+    """Mark what must run alone, and what has a session of its own."""
     tests = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(tests).as_posix().startswith(ALONE):
+        place = item.path.relative_to(tests).as_posix()
+        if place.startswith(ALONE):
             item.add_marker("alone")
+        if place.startswith(CORPUS) and not item.get_closest_marker("gpu"):
+            item.add_marker("corpus")
 
 
 @pytest.fixture

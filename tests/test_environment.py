@@ -16,6 +16,7 @@ import baselines
 import harness.environment as environment
 from baselines import Library
 from harness.environment import (
+    DECISIVE,
     cpu_model,
     describe,
     harness_digest,
@@ -57,6 +58,7 @@ def test_a_cpu_run_is_described_by_what_decides_its_numbers(described: Environme
     assert described.libraries["torch"] == torch.__version__
     assert described.gpu == {} and described.driver == ""
     assert described.sandbox == "bubblewrap"
+    assert described.sources == harness_digest() != ""
 
 
 def test_baselines_are_usable_or_say_why_not(described: Environment) -> None:
@@ -127,7 +129,9 @@ def test_digest_follows_the_code_that_decides_and_nothing_else(
 ) -> None:
     source = Path(environment.__file__).parent
     copy = tmp_path / "harness"
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("harness", "baselines", "tasks"):
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source.parent / name, tmp_path / name, ignore=skipped)
     monkeypatch.setattr(environment, "__file__", str(copy / "environment.py"))
 
     def digest() -> str:
@@ -135,10 +139,15 @@ def test_digest_follows_the_code_that_decides_and_nothing_else(
         return harness_digest()
 
     try:
-        first = digest()
-        (copy / "records.py").write_text("")
-        assert digest() == first
-        (copy / "measure" / "statistics.py").write_text("")
-        assert digest() != first
+        found = [digest()]
+        for name in ("harness/records.py", "harness/store.py", "tasks/mha.py", "harness/measure/x.pyc"):
+            (tmp_path / name).write_text("")
+        assert [digest()] == found
+        for name in DECISIVE:
+            one = tmp_path / name
+            (one if one.is_file() else next(one.glob("[a-z]*.py"))).write_text("# changed")
+            found.append(digest())
+        assert len(set(found)) == 1 + len(DECISIVE)
+        assert all((tmp_path / name).exists() for name in DECISIVE)
     finally:
         harness_digest.cache_clear()

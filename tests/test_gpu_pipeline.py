@@ -82,7 +82,7 @@ def test_a_cell_is_measured_by_kernel_records_and_a_library_is_recognised(tmp_pa
     assert {r.measurement.ratio.anchor for r in found.values() if r.measurement} <= {"cudnn", "sdpa-flash"}
     verification = found["mine"].verification
     assert verification is not None
-    assert sum(c.timed for c in verification.checks) == 2
+    assert sum(c.timed for c in verification.checks) == 4
     assert found["borrowed"].verdict is Verdict.LIBRARY_DISPATCH, found["borrowed"].reason
     assert found["borrowed"].measurement is not None
 

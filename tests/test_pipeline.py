@@ -37,7 +37,8 @@ def test_a_kernel_of_ones_own_goes_the_whole_way_once(tmp_path):
             measured.ratio.anchor
         }
         timed = [c for c in result.verification.checks if c.timed]
-        assert [c.recipe for c in timed] == ["normal", "normal"]
+        assert len(timed) >= 2
+        assert {c.recipe for c in timed} == {"normal"}
         assert {c.workload for c in timed} == {result.workload.key}
         assert {c.workload for c in result.verification.checks} > {result.workload.key}
         assert result.verification.repeats_identical

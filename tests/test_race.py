@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import race as race_module
 from harness.build.manifest import Manifest
 from harness.entrants import Acceptance, Entrant, baseline_trial, candidate_trial
 from harness.entrants import plan as plan_entrant
 from harness.experiment import Cell
 from harness.ledger import Ledger
+from harness.looks import SECOND_LOOKS
 from harness.measure.session import Policy
 from harness.measure.telemetry import open_telemetry
-from harness.race import SECOND_LOOKS, Race
+from harness.race import Race
 from harness.records import Check, Verdict
 from harness.targets import find_target
 from harness.verify.exam import Limits, Rejected
@@ -61,7 +61,7 @@ class FakeWorker:
                     }
                 )
                 return {"samples_ms": [ms] * args["iterations"]}
-            case "spin":
+            case "spin" | "read_back":
                 return {}
             case "operators":
                 return {"operators": {"aten::matmul": ms}, "wall_ms": ms}
@@ -84,6 +84,9 @@ class FakeWorker:
 
     def busy(self):
         return False
+
+    def cpu_ms(self):
+        return 0.0
 
     def count(self, op, kernel):
         return self.asked.count((op, kernel))
@@ -124,10 +127,9 @@ class FakeExam:
     layout = layout_of([("q", (1, 8, 1, 4), "fp16", "input", 64)], 2)
 
     def __init__(self):
-        self.wrong, self.touched, self.marked = {}, set(), []
+        self.wrong, self.touched, self.marked, self.early = {}, set(), [], set()
 
     def moved(self, content, moves):
-        assert moves  # each timed slot's inputs have changed
         return content
 
     def prepare(self, worker, kernel):
@@ -136,7 +138,12 @@ class FakeExam:
     def fill(self, worker, pairs):
         pass
 
-    def mark(self, worker, kernel, slot, content, *, timed=False):
+    def fetch(self, worker, kernel, slot, *, timed=False):
+        worker.ask("read_back", {"kernel": kernel}, limit_s=1)
+
+    def mark(self, worker, kernel, slot, content, *, timed=False, fetched=False):
+        if fetched:  # by the judge's burst, whose clock is a fake here: nothing was moved or fetched
+            return check(passed=kernel not in self.early, timed=True, note="not there yet")
         self.marked.append((kernel, slot, content))
         found = self.wrong.get(kernel)
         if isinstance(found, Exception):
@@ -167,8 +174,9 @@ class FakeStore:
 class FakeClock:
     """The judge's: sees what the track says, a time or (without a request's cost, with it)."""
 
-    def __init__(self, track, worker, kernel, request_s, moves):
-        assert len(moves(3)) == 3
+    def __init__(self, track, bursts, most):
+        assert most == SLOTS
+        worker, kernel = bursts._worker, bursts._kernel
         self.track, self.worker, self.kernel = track, worker, kernel
         self.slope_ms = self.at_most_ms = float("inf")
 
@@ -204,7 +212,7 @@ class Track:
         self.seen = {name: [ms] for name, ms in candidates.items()}  # by the judge; the last one for good
         self.looks = []
         self.store = FakeStore()
-        monkeypatch.setattr(race_module, "JudgesClock", partial(FakeClock, self))
+        monkeypatch.setattr("harness.looks.JudgesClock", partial(FakeClock, self))
         # The judge waits a second for every plan: workers that answer at once do not bound an estimate.
         monkeypatch.setattr("harness.entrants.time", SimpleNamespace(monotonic=itertools.count().__next__))
 
@@ -259,12 +267,12 @@ def test_everyone_is_measured_beside_the_fastest_baseline(track):
 def test_a_timed_output_of_each_phase_is_checked_against_what_lay_in_its_slot_then(track):
     made = track({"mine": 0.5})
     outcomes = made.run()
-    assert [c.timed for c in outcomes["mine"].verification.checks] == [False, True, True]
+    assert [c.timed for c in outcomes["mine"].verification.checks] == [False, True, True, True, True]
     assert outcomes["mine"].verification.inputs_untouched
     marked = [(slot, content) for kernel, slot, content in made.exam.marked if kernel == "mine"]
-    (first_slot, first), (second_slot, second) = marked
-    assert first == first_slot % 2
-    assert second == (second_slot + 1) % 2  # contents were swapped in between
+    assert {slot for slot, _ in marked[:2]} == {slot for slot, _ in marked[2:]} == {0, 1}
+    assert all(content == slot % 2 for slot, content in marked[:2])
+    assert all(content == (slot + 1) % 2 for slot, content in marked[2:])  # swapped in between
 
 
 @pytest.mark.parametrize(
@@ -465,6 +473,14 @@ def test_on_a_cpu_the_claim_holds_the_call_too_so_a_launch_is_no_excuse(track):
     made = track({"mine": 0.05})
     made.seen["mine"], made.bench.kind = [0.2], "cpu"
     assert made.run()["mine"].verdict is Verdict.INTEGRITY
+
+
+def test_an_output_that_is_not_there_when_the_worker_says_so_convicts(track):
+    made = track({"mine": 0.5, "other": 0.6})
+    made.exam.early.add("mine")
+    out = made.run()
+    assert [out[n].verdict for n in ("mine", "other")] == [Verdict.INTEGRITY, Verdict.OK]
+    assert out["mine"].verification.detectors == ("late_work",)
 
 
 def test_a_busy_moment_convicts_nobody(track):

@@ -28,6 +28,8 @@ from harness.records import (
     WorkloadRecord,
     content_hash,
     read_result,
+    seal_of,
+    sealed,
 )
 
 SHA = "0" * 64
@@ -87,7 +89,7 @@ def minimal(verdict: Verdict, **changes: Any) -> Result:
         ({"verification": Verification()}, "must carry passed checks"),
         ({"id": "1" * 64}, "not the hash"),
         ({"id": "short"}, "id"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
         ({"speed": 3}, "Extra inputs"),
     ],
 )
@@ -163,30 +165,63 @@ def test_ours_and_missing_ones_are_not_counted_against_a_candidate() -> None:
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_line_is_read_as_it_was_written(verdict: Verdict) -> None:
     written = minimal(verdict)
-    line = written.model_dump_json()
+    line = sealed(written, "").model_dump_json()
     assert "\n" not in line
-    assert read_result(line) == written
+    assert read_result(line).bare == written
 
 
 def test_a_check_with_infinite_error_survives_the_file() -> None:
     worst = check(False).model_copy(update={"error_max": float("inf")})
     written = minimal(Verdict.WRONG_NUMERICS, verification=Verification(checks=(worst,)))
-    assert read_result(written.model_dump_json()) == written
+    assert read_result(sealed(written, SHA).model_dump_json()).bare == written
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 3, None, "1", True])
 def test_an_unknown_schema_version_says_what_to_do(version: Any) -> None:
     data = json.loads(result().model_dump_json()) | {"schema_version": version}
-    with pytest.raises(RecordError, match=f"this attnbench reads {SCHEMA_VERSION}.*environment.json"):
+    with pytest.raises(RecordError, match=f"this attnbench reads 1 to {SCHEMA_VERSION}.*environment.json"):
         read_result(json.dumps(data))
 
 
 @pytest.mark.parametrize(
-    "line", ["", "{", '{"schema_version": 1}', "[1]", "null", result().model_dump_json()[:-9]]
+    "line", ["", "{", "[" * 100_000, '{"schema_version": 1}', "[1]", "null", result().model_dump_json()[:-9]]
 )
 def test_a_line_that_is_no_result_is_refused_with_one_error(line: str) -> None:
     with pytest.raises(RecordError):
         read_result(line)
+
+
+def test_a_line_of_schema_1_is_read_without_a_seal_and_one_of_2_is_not() -> None:
+    old = json.loads(result().model_dump_json()) | {"schema_version": 1}
+    del old["seal"], old["previous"]
+    assert read_result(json.dumps(old)).bare == result()
+    with pytest.raises(RecordError, match="its seal is gone"):
+        read_result(json.dumps(old | {"schema_version": 2}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"median_ms":1.0', '"median_ms":0.5'),
+        ('"verdict":"ok"', '"verdict":"library_dispatch","reason":"so"'),
+        ('"recorded_at":"2025', '"recorded_at":"2026'),
+        (f'"previous":"{SHA}"', '"previous":""'),
+        ('"seal":"', '"seal":"0'),
+    ],
+)
+def test_a_line_that_was_changed_after_it_was_sealed_is_refused(old: str, new: str) -> None:
+    line = sealed(result(), SHA).model_dump_json()
+    assert line.count(old) >= 1
+    with pytest.raises(RecordError, match="changed after it was recorded"):
+        read_result(line.replace(old, new))
+
+
+def test_a_seal_is_of_the_line_so_a_field_that_a_later_attnbench_adds_does_not_break_it() -> None:
+    """A line written before a field with a default came is as whole as it was."""
+    line = json.loads(sealed(result(), "").model_dump_json())
+    del line["sandboxed"], line["measurement"]["graph_time"]
+    line["seal"] = seal_of(line)
+    assert read_result(json.dumps(line)).sandboxed is False
 
 
 def test_a_record_is_frozen() -> None:
@@ -206,4 +241,6 @@ def test_hash_does_not_depend_on_the_order_of_keys() -> None:
 
 def test_environment_has_a_digest_of_its_content() -> None:
     one = Environment(device="cpu", target="cpu", harness="0.1.0", python="3.12", platform="Linux")
+    assert "sources" not in one.content  # as older runs have it: their hashes stay what they are
+    assert one.model_copy(update={"sources": "a"}).digest != one.digest
     assert one.digest == one.model_copy().digest != one.model_copy(update={"driver": "580"}).digest

@@ -1,9 +1,11 @@
-"""Owns the judge's own clock: what an iteration takes as seen from outside, whatever its process says.
+"""Owns the judge's own clock: what a call takes as seen from outside, whatever its process says.
 
-The judge times whole requests: bursts of iterations, and idle ones, in which the inputs change as often
-and nothing is called. Load delays a request and never hastens one, so the least wall time of each kind is
-kept, over all looks; only then is one taken from the other. The difference of two times of one
-moment would be wrong in both directions, and every further look a chance for a false claim.
+The judge times bursts: calls on inputs that are new to the kernel, each on a slot of its own, and the
+outputs in its hand. Whatever a worker does not do in time, it does before the output is there, or the output
+is wrong. Idle bursts fetch as many outputs and call nothing. Load delays a burst and never hastens one, so
+the least wall time of each kind is kept, over all looks; only then is one taken from the other. The
+difference of two times of one moment would be wrong in both directions, and every further look a chance for
+a false claim.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 BURST_MS = 20.0  # what a burst of the first look lasts; each further look halves it, so many times:
 HALVINGS = 5  # down to what fits between two interruptions
-FEWEST, MOST = 3, 200  # iterations in a burst
+FEWEST = 3  # calls in a burst, where there are as many slots
 TIMES = 2  # bursts in a look
-IDLE = 2  # idle requests before each burst
+IDLE = 2  # idle bursts before each
 
 SHARE = 0.8  # of what the judge saw: a claim has cold caches, and is no shorter than that
 CPU_SLACK_MS = 0.002  # the loop around the calls
@@ -25,71 +27,61 @@ GRAPH_SLACK_MS = 0.02  # a graph's launch
 EAGER_SLACK_MS = 0.3  # a launch from Python
 
 
-class Asked(Protocol):
-    """A worker, as far as this clock is concerned."""
+class Burst(Protocol):
+    """What the judge has done, as far as this clock is concerned."""
 
-    def ask(self, op: str, args: dict[str, Any], *, limit_s: float) -> dict[str, Any]:
-        """Send one request and wait for its answer."""
+    def fresh(self) -> None:
+        """Give every slot inputs that the kernel has not seen."""
+
+    def run(self, calls: int, *, call: bool) -> None:
+        """Fetch the outputs of so many slots, after a call on each where `call`."""
 
 
 class JudgesClock:
-    """What the judge saw of one kernel, over all looks; how many iterations it asks for is its own choice."""
+    """What the judge saw of one kernel, over all looks; how many calls a burst has is its own choice."""
 
-    def __init__(
-        self,
-        worker: Asked,
-        kernel: str,
-        request_s: float,
-        moves: Callable[[int], object] = lambda _: [],
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        """`moves`: how the inputs change before each of so many iterations, as the worker is told it."""
-        self._worker, self._kernel, self._request_s = worker, kernel, request_s
-        self._moves, self._clock = moves, clock
+    def __init__(self, burst: Burst, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`most`: slots, of which a burst visits none twice."""
+        self._burst, self._most, self._clock = burst, most, clock
         self._looks = 0
-        self._idle: dict[int, float] = {}  # iterations -> least wall time without the calls, ms
-        self._bursts: dict[int, float] = {}  # iterations -> least wall time, ms
+        self._idle: dict[int, float] = {}  # calls -> least wall time without them, ms
+        self._busy: dict[int, float] = {}  # calls -> least wall time, ms
 
     @property
     def slope_ms(self) -> float:
-        """Time per iteration with warm caches, less what a request costs; surer with every look."""
-        return max(0.0, min((wall - self._idle[n]) / n for n, wall in self._bursts.items()))
+        """Time of a call with warm caches, less what asking and fetching costs; surer with every look."""
+        return max(0.0, min((wall - self._idle[n]) / n for n, wall in self._busy.items()))
 
     @property
     def at_most_ms(self) -> float:
-        """The same with what a request costs in it: at its best, an iteration takes no longer."""
-        return min(wall / n for n, wall in self._bursts.items())
+        """The same with those costs in it: at its best, a call takes no longer."""
+        return min(wall / n for n, wall in self._busy.items())
 
     def look(self) -> None:
         """Time a few bursts; shorter ones at each look, which fit between two interruptions."""
         lasting_ms = BURST_MS / 2 ** min(self._looks, HALVINGS)
         self._looks += 1
-        self._wall_ms(FEWEST)  # threads that slept wake up
-        n = FEWEST
+        n = min(FEWEST, self._most)
+        self._wall_ms(n, call=True)  # threads that slept wake up
         for _ in range(TIMES):
-            n = self._burst(n, lasting_ms)
+            n = self._timed(n, lasting_ms)
 
-    def _burst(self, n: int, lasting_ms: float) -> int:
-        """A burst of at least half that time, or of the most iterations; returns its iterations."""
+    def _timed(self, n: int, lasting_ms: float) -> int:
+        """A burst of at least half that time, or over all slots; returns its calls."""
         while True:
             for _ in range(IDLE):
                 self._idle[n] = min(self._wall_ms(n, call=False), self._idle.get(n, math.inf))
-            wall = self._wall_ms(n)
+            wall = self._wall_ms(n, call=True)
             spent = wall - self._idle[n]
-            if n == MOST or spent >= lasting_ms / 2:
-                self._bursts[n] = min(wall, self._bursts.get(n, math.inf))
+            if n == self._most or spent >= lasting_ms / 2:
+                self._busy[n] = min(wall, self._busy.get(n, math.inf))
                 return n
-            n = min(max(2 * n, int(n * lasting_ms / wall)), MOST)
+            n = min(max(2 * n, int(n * lasting_ms / wall)), self._most)
 
-    def _wall_ms(self, iterations: int, *, call: bool = True) -> float:
-        args = {
-            "kernel": self._kernel,
-            "iterations": iterations,
-            "moves": self._moves(iterations),
-            "call": call,
-        }
+    def _wall_ms(self, calls: int, *, call: bool) -> float:
+        self._burst.fresh()
         begin = self._clock()
-        self._worker.ask("spin", args, limit_s=self._request_s)
+        self._burst.run(calls, call=call)
         return (self._clock() - begin) * 1e3
 
 

@@ -68,6 +68,7 @@ class Contender:
     estimate_ms: float
     captured: bool
     judged: bool = True  # a candidate or the duplicate: sampling goes on until its ratio is precise
+    slots: int | None = None  # that it rotates over; None: all
 
 
 @dataclass
@@ -204,7 +205,7 @@ class Session:
         except WorkerError as error:
             raise ContenderFailed(contender.name, error) from error
         for i in range(n):
-            slot = (start + i) % self.slots
+            slot = (start + i) % (contender.slots or self.slots)
             changed = self._moves[id(contender.worker)][slot]
             changed += moves[i]
             self.visited[contender.name].add(slot)
@@ -285,9 +286,9 @@ class Session:
         return quantiles(track.events[index] if events or spans is None else spans).median
 
     def result(self, name: str) -> Sampled:
-        """What was sampled of one contender, by kernel records where every block of all has them."""
+        """What was sampled of one contender: by kernel records, where it and the anchor have them all."""
         track = self.tracks[name]
-        recorded = all(s is not None for t in self.tracks.values() for s in t.spans)
+        recorded = all(s is not None for t in (track, self.tracks[self.anchor.name]) for s in t.spans)
         contender = next(c for c in self.order if c.name == name)
         clock: Clock = "wall" if self.device_kind == "cpu" else "stream_events"
         if self.device_kind == "cuda" and recorded:

@@ -66,8 +66,8 @@ class Clock(Protocol):
     def block(self, timed: Timed, iterations: int, start: int, fresh: Fresh) -> list[float]:
         """Milliseconds of each iteration; iteration n runs on slot (start + n) % slots."""
 
-    def spin(self, timed: Timed, iterations: int, fresh: Fresh, *, call: bool) -> None:
-        """Iterations back to back, no flush, device-wide synchronise at the end; without calls, idle."""
+    def spin(self, timed: Timed, iterations: int) -> None:
+        """Iterations back to back, no flush, device-wide synchronise at the end."""
 
     def latency(self, timed: Timed, calls: int) -> list[float]:
         """Milliseconds of eager calls, each synchronised."""
@@ -96,11 +96,9 @@ class CpuClock:
             samples.append((time.perf_counter_ns() - begin) / 1e6)
         return samples
 
-    def spin(self, timed: Timed, iterations: int, fresh: Fresh, *, call: bool) -> None:
+    def spin(self, timed: Timed, iterations: int) -> None:
         for n in range(iterations):
-            fresh(n, n % timed.slots)
-            if call:
-                timed.call(n % timed.slots)
+            timed.call(n % timed.slots)
 
     def latency(self, timed: Timed, calls: int) -> list[float]:
         samples = []
@@ -175,11 +173,9 @@ class GpuClock:
         torch.cuda.synchronize()
         return [float(begin.elapsed_time(end)) for begin, end in events]
 
-    def spin(self, timed: Timed, iterations: int, fresh: Fresh, *, call: bool) -> None:
+    def spin(self, timed: Timed, iterations: int) -> None:
         for n in range(iterations):
-            fresh(n, n % timed.slots)
-            if call:
-                self._run(timed, n % timed.slots)
+            self._run(timed, n % timed.slots)
         torch.cuda.synchronize()
 
     def latency(self, timed: Timed, calls: int) -> list[float]:

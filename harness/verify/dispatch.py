@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from harness.records import KernelRecord
 
-SHARE = 0.5  # of the time: a library that takes more has done the work
+SHARE = 0.5  # of the time: operators and products that take more have done the work
+# A kernel of one's own has no use for a whole attention kernel of a library; what decoys and preparations
+# take beside it excuses nothing.
+ATTENTION_SHARE = 0.1
 
 # Parts of attention kernels' names in libraries, as seen in kernel records of a GPU. All are C++ or
 # generated names that a function of one's own has no reason to carry.
@@ -30,6 +33,7 @@ _PLAIN = {
     "cuBLAS": ("nvjet", "gemm", "gemv", "xmma", "cublas", "splitKreduce"),
 }  # fmt: skip
 # The same as PyTorch's profiler names operators on a CPU.
+_ATTENTION_ON_A_CPU = "PyTorch's attention"
 _ATTENTION_OPERATORS = ("scaled_dot_product", "flash_attention", "flex_attention", "Torch-Compiled")
 
 OWN_LANGUAGE = ("triton", "cuda", "gluon", "numba")  # backends whose kernels are written, not composed
@@ -38,7 +42,7 @@ OWN_LANGUAGE = ("triton", "cuda", "gluon", "numba")  # backends whose kernels ar
 def dispatched_to(
     kernels: Sequence[KernelRecord], backend: str, own: Sequence[str] = (), compiled: Sequence[str] = ()
 ) -> str | None:
-    """The library that takes more than half of the device time, or None.
+    """The library that did the work by its share of the device time, or None.
 
     `own`: names of the kernels that the candidate's sources define; `compiled`: of those that the judge
     compiled of it, as C++ names them. A candidate of the torch backend is made of PyTorch's operators;
@@ -54,14 +58,18 @@ def dispatched_to(
 
 
 def dispatched_operators(operators: Mapping[str, float], wall_ms: float, backend: str) -> str | None:
-    """The same on a CPU: outermost operators of PyTorch in a call, in ms, beside what the call took."""
+    """The same on a CPU, of outermost operators of PyTorch in a call, in ms.
+
+    Whole attention operators beside the other operators, where a kernel is made of such; in a language of
+    its own, all operators beside what the call took.
+    """
     shares: dict[str, float] = {}
     for name, ms in operators.items():
         if any(mark in name for mark in _ATTENTION_OPERATORS):
-            shares["PyTorch's attention"] = shares.get("PyTorch's attention", 0.0) + ms
+            shares[_ATTENTION_ON_A_CPU] = shares.get(_ATTENTION_ON_A_CPU, 0.0) + ms
         elif backend in OWN_LANGUAGE:
             shares["PyTorch's own operators"] = shares.get("PyTorch's own operators", 0.0) + ms
-    return _most(shares, wall_ms)
+    return _most(shares, wall_ms if backend in OWN_LANGUAGE else sum(operators.values()))
 
 
 def own_kernels(files: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -104,6 +112,8 @@ def _base(name: str) -> str:
 
 
 def _most(shares: Mapping[str, float], total: float) -> str | None:
-    if not shares or total <= 0 or sum(shares.values()) <= SHARE * total:
-        return None
-    return max(shares, key=lambda library: shares[library])
+    whole = {name: ms for name, ms in shares.items() if name in (*_ATTENTION, _ATTENTION_ON_A_CPU)}
+    for found, share in ((whole, ATTENTION_SHARE), (shares, SHARE)):
+        if found and total > 0 and sum(found.values()) > share * total:
+            return max(found, key=lambda library: found[library])
+    return None

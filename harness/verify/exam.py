@@ -26,6 +26,7 @@ from harness.worker.protocol import (
     TensorLayout,
     WorkerDied,
     WorkerError,
+    WorkerLost,
     WorkerTimeout,
     layout_of,
 )
@@ -168,10 +169,22 @@ class Exam:
         return Content(drawn.question, inputs, expect(self.task, self.workload, inputs, self._reference))
 
     def mark(
-        self, worker: Worker, kernel: str, slot: int, content: int | Content, *, timed: bool = False
+        self,
+        worker: Worker,
+        kernel: str,
+        slot: int,
+        content: int | Content,
+        *,
+        timed: bool = False,
+        fetched: bool = False,
     ) -> Check:
-        """Read a slot's outputs back and compare them; raises Rejected for a write out of bounds."""
-        outputs = self._read_outputs(worker, kernel, slot, timed)
+        """Read a slot's outputs back and compare them; raises Rejected for a write out of bounds.
+
+        `fetched`: they have been read back already, and what came then counts.
+        """
+        if not fetched:
+            self.fetch(worker, kernel, slot, timed=timed)
+        outputs = self._taken_outputs(worker)
         drawn = self.contents[content] if isinstance(content, int) else content
         result = drawn.expectation.compare(outputs)
         return Check(
@@ -191,7 +204,8 @@ class Exam:
 
     def outputs(self, worker: Worker, kernel: str, slot: int) -> dict[str, Tensor]:
         """The outputs of a slot as the judge's own copies, for comparing repeats bit by bit."""
-        return self._read_outputs(worker, kernel, slot)
+        self.fetch(worker, kernel, slot)
+        return self._taken_outputs(worker)
 
     def inputs_untouched(self, worker: Worker, kernel: str, slot: int, content: int | Content) -> bool:
         """Whether a slot's inputs are byte for byte what was put there."""
@@ -206,9 +220,12 @@ class Exam:
             for t in tensors
         )
 
-    def _read_outputs(self, worker: Worker, kernel: str, slot: int, timed: bool = False) -> dict[str, Tensor]:
+    def fetch(self, worker: Worker, kernel: str, slot: int, *, timed: bool = False) -> None:
+        """Have a slot's outputs read back."""
+        self._ask_back(worker, kernel, slot, [t for t in self.layout.tensors if t.role == "output"], timed)
+
+    def _taken_outputs(self, worker: Worker) -> dict[str, Tensor]:
         tensors = [t for t in self.layout.tensors if t.role == "output"]
-        self._ask_back(worker, kernel, slot, tensors, timed)
         outputs = {}
         for t in tensors:
             raw = self._taken(worker, t)
@@ -254,6 +271,8 @@ def rejection_of(
     """The verdict that a failed request means; a human baseline that needs more memory is skipped."""
     if trusted and isinstance(error, RequestFailed) and error.kind == "out_of_memory":
         return Rejected(Verdict.SKIPPED, "needs more memory than the device has", verification)
+    if isinstance(error, WorkerLost):
+        return Rejected(Verdict.INFRA, _first_lines(str(error)), verification)
     if isinstance(error, WorkerTimeout):
         return Rejected(
             Verdict.TIMEOUT, "no answer within the time limit; the worker was killed", verification

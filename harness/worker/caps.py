@@ -44,7 +44,7 @@ class Caps:
         return cls(
             memory_bytes=min(memory // 2, 64 * GIB),
             processes=256,
-            tasks=8192,
+            tasks=512 + 32 * (os.cpu_count() or 1),  # libraries have pools of a thread for each core
             file_bytes=GIB // 4,
             folder_bytes=min(memory // 8, 2 * GIB),
             open_files=4096,

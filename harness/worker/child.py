@@ -209,17 +209,20 @@ def block(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]
     return {"samples_ms": samples}
 
 
-def spin(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
-    """Iterations for the judge's own clock."""
+def freshen(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
+    """Change the inputs of slots and poison their outputs: pairs (slot, moves)."""
     from harness.worker.moves import from_json
 
-    moves = [from_json(told) for told in args["moves"]]
+    for slot, told in args["slots"]:
+        state.slots.move(slot, from_json(told))
+        state.slots.poison(slot)
+    _synchronize(state)
+    return {}
 
-    def fresh(n: int, slot: int) -> None:
-        if moves:
-            state.slots.move(slot, moves[n])
 
-    state.clock.spin(state.timed[args["kernel"]], args["iterations"], fresh, call=args["call"])
+def spin(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
+    """Iterations for the judge's own clock."""
+    state.clock.spin(state.timed[args["kernel"]], args["iterations"])
     return {}
 
 
@@ -236,8 +239,8 @@ def operators(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, 
 
     call = state.timed[args["kernel"]].call
     call(0)
-    begin = time.perf_counter_ns()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, experimental_config=_every_thread()) as profile:
         begin = time.perf_counter_ns()
         call(0)
         wall_ms = (time.perf_counter_ns() - begin) / 1e6
@@ -246,6 +249,16 @@ def operators(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, 
         if event.cpu_parent is None:
             found[event.name] = found.get(event.name, 0.0) + event.cpu_time_total / 1e3
     return {"operators": found, "wall_ms": wall_ms}
+
+
+def _every_thread() -> Any:
+    """A profiler's setting: operators of all threads, where this PyTorch can."""
+    import torch
+
+    try:
+        return torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    except TypeError:
+        return None
 
 
 def compiled(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
@@ -313,7 +326,7 @@ HANDLERS: dict[str, Handler] = {
     f.__name__: f
     for f in (
         hello, map_images, load, launches, open_layout, close_layout, fill, prepare, run, read_back, plan,
-        block, spin, latency, operators, compiled, start_records, stop_records,
+        block, freshen, spin, latency, operators, compiled, start_records, stop_records,
     )
 }  # fmt: skip
 

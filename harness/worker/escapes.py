@@ -66,19 +66,22 @@ def try_escapes(sandbox: Sandbox) -> list[Escape]:
 
 
 def _environment() -> dict[str, str]:
-    return {"PYTHONPATH": str(ROOT), "PATH": os.environ.get("PATH", "")}
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path), "PATH": os.environ.get("PATH", "")}
 
 
 def _attempts(sandbox: Sandbox, caps: Caps, told: Mapping[str, object]) -> list[Escape]:
     inner = [sys.executable, "-m", "harness.worker.escapes", caps.to_json(), json.dumps(told)]
+    said = ""
     try:
         done = subprocess.run(
             sandbox.command(inner, caps=caps), capture_output=True, text=True, timeout=LIMIT_S, check=False,
             env=_environment(),
         )  # fmt: skip
+        said = (done.stderr.strip().splitlines() or [""])[-1]
         answers = json.loads(done.stdout.strip().rpartition("\n")[2])
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        return [Escape("run in the sandbox", False, f"the attempts did not end: {error}")]
+        return [Escape("run in the sandbox", False, f"the attempts did not end: {said or error}")]
     return [Escape(what, not loot, how) for what, (loot, how) in answers.items()]
 
 

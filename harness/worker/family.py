@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def members(root: int) -> list[int]:
 
 def _told_children(pid: int) -> list[int]:
     found: list[int] = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+    for file in _threads([pid], "children"):
         with contextlib.suppress(OSError, ValueError):
             found += map(int, file.read_text().split())
     return found
@@ -66,12 +66,26 @@ def usage(pids: Iterable[int]) -> Usage:
 
 def busy(pids: Iterable[int]) -> bool:
     """Whether any of their threads runs, or would if a processor were free."""
-    for pid in pids:
-        for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
-            with contextlib.suppress(OSError, IndexError):
-                if thread.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
-                    return True
+    for thread in _threads(pids, "stat"):
+        with contextlib.suppress(OSError, IndexError):
+            if thread.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
+                return True
     return False
+
+
+def cpu_ms(pids: Iterable[int]) -> float:
+    """Processor time that their threads have used so far."""
+    spent_ns = 0
+    for thread in _threads(pids, "schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            spent_ns += int(thread.read_text().split()[0])
+    return spent_ns / 1e6
+
+
+def _threads(pids: Iterable[int], file: str) -> Iterator[Path]:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it may end while it is looked at
+            yield from list(Path(f"/proc/{pid}/task").glob(f"*/{file}"))
 
 
 def freeze(root: int) -> list[int]:
@@ -94,9 +108,29 @@ def thaw(root: int) -> None:
 
 
 def end(root: int) -> None:
-    """Kill every member. A stopped parent cannot fork another, so all are stopped first."""
+    """Kill every member.
+
+    With the first process of a namespace the kernel ends all in it at once, however fast they fork: in a
+    sandbox that is `root`'s child. Whoever is left is stopped first, since a stopped parent cannot fork.
+    """
+    for pid in _children_of(root):
+        if _is_init(pid):
+            _signal(pid, signal.SIGKILL)
     for pid in reversed(freeze(root)):
         _signal(pid, signal.SIGKILL)
+
+
+def _children_of(pid: int) -> list[int]:
+    return _told_children(pid) if _TELLS_CHILDREN else _scanned()[pid]
+
+
+def _is_init(pid: int) -> bool:
+    """Whether a process is the first of its namespace."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return len(line.split()) > 2 and line.split()[-1] == "1"
+    return False
 
 
 def gone(pids: Iterable[int], within_s: float) -> bool:

@@ -21,13 +21,14 @@ from typing import Any
 
 from harness.build.products import CACHE_VARIABLE, READY_VARIABLE
 from harness.worker.caps import Caps
-from harness.worker.family import busy, end, freeze, gone, members, thaw
+from harness.worker.family import busy, cpu_ms, end, freeze, gone, members, thaw
 from harness.worker.image import Image
 from harness.worker.protocol import (
     ERROR_KINDS,
     RequestFailed,
     WorkerDied,
     WorkerError,
+    WorkerLost,
     WorkerOverCap,
     WorkerTimeout,
     receive,
@@ -73,8 +74,15 @@ class Worker:
         self._image: Image | None = None
         self._answers: Image | None = None
         self._cache = cache
-        self._private = tempfile.TemporaryDirectory(prefix="attnbench-worker-", ignore_cleanup_errors=True)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        try:
+            self._private = tempfile.TemporaryDirectory(
+                prefix="attnbench-worker-", ignore_cleanup_errors=True
+            )
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        except OSError as error:  # the disk of the temporary folder is full, say
+            raise WorkerLost(
+                f"no folder for a worker in {tempfile.gettempdir()}: {error.strerror}"
+            ) from error
         ours, theirs = socket.socketpair()
         self._socket = ours
         command = [sys.executable, "-m", "harness.worker.child", str(theirs.fileno())]
@@ -96,8 +104,7 @@ class Worker:
         )
         theirs.close()
         self._hello = self._post("hello", {"device": device, "warm": list(warm)})
-        self._ready = False
-        self.stopped = False
+        self._ready = self._buried = self.stopped = False
         self._watch = None if trusted else Watch(self._process.pid, self.caps)
 
     def _environment(self) -> dict[str, str]:
@@ -200,10 +207,13 @@ class Worker:
         except WorkerDied as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(LAST_WORDS_S)  # it is dying by itself, and says how
+            ended = self._process.returncode  # None: it lives, and hung up
             over = self._watch.over if self._watch is not None else ""
             self.kill()
             if over:
                 raise WorkerOverCap(f"{over}; the worker was killed") from error
+            if self._sandboxed and (ended or 0) < 0:
+                raise WorkerLost(self._account("the worker was killed from outside")) from error
             raise WorkerDied(self._account(str(error))) from error
         if message.get("nonce") != nonce:
             self.kill()
@@ -248,10 +258,18 @@ class Worker:
         """Whether any thread of its processes runs, or would if a processor were free."""
         return busy(members(self.pid))
 
+    def cpu_ms(self) -> float:
+        """Processor time that its processes have used so far."""
+        return cpu_ms(members(self.pid))
+
     def kill(self) -> None:
         """End every process it has become, and wait until they are gone."""
         if self._process.returncode is not None:
-            return  # its number may be another's by now
+            if not self._buried:  # it ended by itself; without a sandbox its children may live on
+                self._buried = True
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGKILL)
+            return  # later its number may be another's
         everybody = members(self.pid)
         end(self.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):

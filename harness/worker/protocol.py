@@ -32,6 +32,10 @@ class WorkerDied(WorkerError):
     """The worker's process ended, or spoke out of turn, in the middle of a request."""
 
 
+class WorkerLost(WorkerDied):
+    """The worker ended by what its kernel cannot have done: the machine's fault, or somebody else's."""
+
+
 class WorkerOverCap(WorkerDied):
     """The worker took more of the machine than it may, and was killed."""
 

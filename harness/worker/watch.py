@@ -21,7 +21,10 @@ class Watch:
 
     def _go(self) -> None:
         while not self._closed.wait(EVERY_S):
-            found = usage(members(self._pid))
+            try:
+                found = usage(members(self._pid))
+            except OSError:  # of a process that ended while it was looked at
+                continue
             if found.processes == 0:
                 return
             self.over = excess(found.processes, found.memory_bytes, self._caps)

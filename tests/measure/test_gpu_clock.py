@@ -71,7 +71,7 @@ def test_spinning_and_latency_leave_nothing_running(timed):
     timed, outs = timed
     clock = GpuClock(torch.device("cuda", 0))
     clock.plan(timed)
-    clock.spin(timed, 50, lambda n, slot: None, call=True)
+    clock.spin(timed, 50)
     assert torch.cuda.current_stream().query()
     assert len(clock.latency(timed, 3)) == 3
     assert torch.cuda.current_stream().query()

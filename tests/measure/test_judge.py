@@ -5,20 +5,20 @@ import random
 
 import pytest
 
+from harness.looks import SECOND_LOOKS
 from harness.measure.judge import (
     BURST_MS,
     CPU_SLACK_MS,
     EAGER_SLACK_MS,
     GRAPH_SLACK_MS,
     HALVINGS,
-    MOST,
     JudgesClock,
     contradicts,
 )
-from harness.race import SECOND_LOOKS
 
 LOOKS = 1 + SECOND_LOOKS
 NANOSECOND = 1e-6  # in ms
+MOST = 200  # slots: many, so that the rule shows
 
 
 class Spinner:
@@ -31,17 +31,16 @@ class Spinner:
         self.now, self.late, self.asked = 0.0, iter(late), []
         self.fixed, self.each = (x if callable(x) else lambda x=x: x for x in (fixed_ms, each_ms))
 
-    def ask(self, op, args, *, limit_s):
-        assert op == "spin"
-        n = args["iterations"]
-        self.asked.append(n)
-        each = (self.each() for _ in range(n if args["call"] else 0))
-        ms = self.fixed() + sum(each) + next(self.late, 0)
-        self.now += ms / 1e3
-        return {"samples_ms": "what it says is not asked"}
+    def fresh(self):
+        self.now += 1.0  # outside of what is timed
 
-    def seen(self, looks=1):
-        clock = JudgesClock(self, "c", 1.0, clock=lambda: self.now)
+    def run(self, calls, *, call):
+        self.asked.append(calls)
+        ms = self.fixed() + sum(self.each() for _ in range(calls if call else 0)) + next(self.late, 0)
+        self.now += ms / 1e3
+
+    def seen(self, looks=1, most=MOST):
+        clock = JudgesClock(self, most, clock=lambda: self.now)
         for _ in range(looks):
             clock.look()
         return clock
@@ -64,7 +63,7 @@ def test_how_many_iterations_is_the_judges_own_choice():
 
 def test_each_look_has_shorter_bursts():
     spinner = Spinner(0.1, 0.1)
-    clock = JudgesClock(spinner, "c", 1.0, clock=lambda: spinner.now)
+    clock = JudgesClock(spinner, MOST, clock=lambda: spinner.now)
     longest = []
     for _ in range(1 + HALVINGS):
         spinner.asked.clear()
@@ -133,3 +132,25 @@ def test_the_judges_clock_contradicts_a_claim_that_is_too_short():
     assert not contradicts(0.2, 0.5, EAGER_SLACK_MS)  # of Python's
     assert contradicts(0.2, 0.5, GRAPH_SLACK_MS)
     assert contradicts(2 * NANOSECOND, 0.003, CPU_SLACK_MS)  # microseconds
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 16])
+def test_a_burst_visits_no_slot_twice(most):
+    spinner = Spinner(0.1, 0.01)
+    assert spinner.seen(LOOKS, most).slope_ms == pytest.approx(0.01)
+    assert max(spinner.asked) == most
+
+
+@pytest.mark.parametrize("each_ms", [0.03, 0.2, 3.0])
+def test_with_few_slots_on_a_loaded_machine_an_honest_time_stands(each_ms):
+    convicted = 0
+    for seed in range(200):
+        lot = random.Random(seed)
+
+        def interrupted(ms, lot=lot):
+            return ms + (lot.expovariate(1 / 4) if lot.random() < ms / 4 else 0)
+
+        claimed = sorted(interrupted(each_ms) for _ in range(200))[180]
+        seen = Spinner(lambda: interrupted(0.6), lambda: interrupted(each_ms)).seen(LOOKS, 4)
+        convicted += contradicts(claimed, seen.slope_ms, CPU_SLACK_MS)
+    assert convicted == 0

@@ -15,7 +15,7 @@ class Worker:
 
     def __init__(self, later_ms: float, spin_ms: float = 0.0, share: float = 1.0) -> None:
         self.later_ms, self.spin_ms, self.share = later_ms, spin_ms, share
-        self.now, self.left = 0.0, 0.0
+        self.now, self.left, self.used = 0.0, 0.0, 0.0
         self.slope_ms = 0.5
 
     def ask(self, op, args, *, limit_s):
@@ -26,8 +26,13 @@ class Worker:
     def busy(self):
         return self.left > 1e-9
 
+    def cpu_ms(self):
+        return self.used * 1e3
+
     def sleep(self, seconds):
-        self.left -= min(self.left, seconds * self.share)
+        worked = min(self.left, seconds * self.share)
+        self.left -= worked
+        self.used += worked
         self.now += seconds
 
     def seen(self):
@@ -51,11 +56,11 @@ def test_one_noisy_look_convicts_nobody():
 
     def ask(op, args, *, limit_s):
         asked.append(args["iterations"])
-        worker.left = 0.3 if len(asked) == 2 else 0.0
+        worker.left = 0.3 if len(asked) == 3 else 0.0
 
     worker.ask = ask
     assert worker.seen() == 0
-    assert len(asked) == 2 * 2 <= 2 * LOOKS
+    assert len(asked) == 1 + 2 * 2 <= 1 + 2 * LOOKS
 
 
 def test_the_operating_system_tells_who_is_busy():
@@ -70,3 +75,12 @@ def test_the_operating_system_tells_who_is_busy():
         working.kill()
         idle.wait()
         working.wait()
+
+
+def test_a_worker_that_is_never_idle_is_late():
+    worker = Worker(0.0)
+    worker.busy = lambda: True
+    worker.cpu_ms = lambda: worker.now * 500  # half of a processor
+    assert worker.seen() >= 200
+    worker.cpu_ms = lambda: 0.0
+    assert worker.seen() == 0  # a machine so busy that it never gets its turn

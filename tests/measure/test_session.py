@@ -1,5 +1,6 @@
 """A session finds what is there, whatever the clock does, and believes nobody."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from harness.measure.session import (
     Session,
 )
 from harness.measure.telemetry import open_telemetry
+from harness.worker.moves import Move, from_json
 from harness.worker.protocol import WorkerDied
 
 
@@ -217,7 +219,9 @@ def test_records_that_do_not_match_the_blocks_are_not_used(change):
     session = with_records(change)
     session.sample(1.0)
     found = {name: session.result(name) for name in session.tracks}
-    assert {f.clock for f in found.values()} == {"graph_events"}  # one clock for all of them
+    clocks = {name: f.clock for name, f in found.items()}  # who spoils records harms nobody else
+    assert clocks == {"anchor": "kernel_records", "anchor#2": "kernel_records", "candidate": "graph_events"}
+    assert found["candidate"].ratio.median == pytest.approx(1, abs=0.01)  # by events, of both
     assert found["candidate"].device_time.median_ms > 0.9
     assert found["candidate"].kernels == ()
     assert found["candidate"].graph_time is None
@@ -313,3 +317,30 @@ def test_every_phase_has_rounds_however_sampling_ends(request, policy):
     assert session.visited["candidate"] == {0, 1}  # else nothing of this phase could be checked
     assert session.stopped == request.node.callspec.id
     assert len(session.rounds["candidate"]) <= policy.max_rounds
+
+
+def test_how_inputs_have_changed_is_known_of_each_contender_though_they_share_slots():
+    times = {**TIMES, "slow": 9.0}
+    _, session = race(times, policy=Policy(min_rounds=1, max_rounds=1))
+    drawn = itertools.count()
+    session._draw = lambda: (Move("q", next(drawn), 0, 1),)
+    for contender in session.order:
+        contender.slots = 1 if contender.name == "slow" else None  # as for a slow baseline
+    made = {id(c.worker): {0: [], 1: []} for c in session.order}
+    at_last = {}
+    told = FakeWorker.post
+
+    def post(self, op, args):
+        slots = 1 if args["kernel"] == "slow" else 2
+        for n, moves in enumerate(args["moves"]):
+            slot = (args["start"] + n) % slots
+            made[id(self)][slot] += from_json(moves)
+            at_last[args["kernel"], slot] = list(made[id(self)][slot])
+        return told(self, op, args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeWorker, "post", post)
+        session.sample(1.0)
+    assert {(n, s) for n in times for s in session.visited[n]} == set(at_last)
+    for (name, slot), moves in at_last.items():
+        assert session.moves(name, slot) == moves

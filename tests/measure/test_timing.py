@@ -162,9 +162,5 @@ def test_latency_and_spin_call_as_often_as_asked_on_rotating_slots(monkeypatch):
     kernel = Ticking(monkeypatch, 1.0, 2.0, 3.0)
     timed = Timed(kernel, slots=2)
     assert CpuClock().latency(timed, 3) == [1.0, 2.0, 3.0]
-    CpuClock().spin(timed, 4, lambda n, slot: None, call=True)
+    CpuClock().spin(timed, 4)
     assert kernel.slots == [0, 1, 0, 0, 1, 0, 1]
-    changed = []
-    CpuClock().spin(timed, 3, lambda n, slot: changed.append((n, slot)), call=False)
-    assert len(kernel.slots) == 7  # nothing more was called,
-    assert changed == [(0, 0), (1, 1), (2, 0)]  # and the inputs change as they do with calls

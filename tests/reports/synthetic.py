@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from harness.records import (
@@ -23,6 +23,7 @@ from harness.records import (
     Verdict,
     Verification,
     WorkloadRecord,
+    sealed,
 )
 
 SOURCE = "import torch\n\n\ndef attention(q, k, v, out, *, scale):\n    ...  # <invented & only for tests>\n"
@@ -248,6 +249,15 @@ def results(
     return found
 
 
+def stored(lines: Iterable[Result]) -> Iterator[str]:
+    """The lines as a store writes them, each sealed after the one before."""
+    seal = ""
+    for line in lines:
+        kept = sealed(line, seal)
+        seal = kept.seal
+        yield kept.model_dump_json()
+
+
 def write_run(
     folder: Path,
     lines: Iterable[Result],
@@ -255,14 +265,15 @@ def write_run(
     env: Environment | None = None,
     torn: bool = False,
     summaries: Iterable[RunSummary] | None = None,
+    more: Iterable[Environment] = (),
 ) -> Path:
     """A run's directory as the store writes it; with `torn` its last line is cut in the middle."""
     folder.mkdir(parents=True, exist_ok=True)
     env = env or environment()
     lines = list(lines)
-    written = "".join(r.model_dump_json() + "\n" for r in lines)
+    written = "".join(line + "\n" for line in stored(lines))
     (folder / "results.jsonl").write_text(written[: -len(written.splitlines()[-1]) // 2] if torn else written)
-    (folder / "environment.json").write_text(json.dumps({env.digest: env.model_dump(mode="json")}))
+    (folder / "environment.json").write_text(json.dumps({e.digest: e.content for e in (env, *more)}))
     experiment = f'target = "{env.target}"\ntasks = ["mha_causal"]\nworkloads = "paper"\nbaselines = "all"\n'
     (folder / "experiment.toml").write_text(experiment)
     summary = RunSummary(

@@ -1,0 +1,117 @@
+"""Owns what the judge sees with its own eyes: how long calls take, what is left undone, whose work it is."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from harness.bench import Bench
+from harness.bursts import Bursts
+from harness.entrants import Trial, slot_contents
+from harness.experiment import Cell
+from harness.measure.claims import claimed_operators
+from harness.measure.judge import (
+    CPU_SLACK_MS,
+    EAGER_SLACK_MS,
+    GRAPH_SLACK_MS,
+    JudgesClock,
+    contradicts,
+)
+from harness.measure.late import LATE_MS, late_work_ms
+from harness.measure.session import Contender
+from harness.records import KernelRecord, Summary
+from harness.verify.dispatch import dispatched_operators, dispatched_to, own_kernels
+from harness.verify.exam import Exam
+
+SECOND_LOOKS = 12  # of the judge's clock, before it contradicts a claim
+
+
+@dataclass
+class Seen:
+    """What was seen of one candidate on one cell."""
+
+    clock: JudgesClock
+    bursts: Bursts
+    undone: str = ""  # what was wrong with an output that was fetched right after a burst
+    late_ms: float = 0.0  # busy for so long after it had said that its calls were done, where that convicts
+    operators: tuple[dict[str, float], float] | None = None  # of a call on a CPU, in ms; the call's ms
+
+
+class Looks:
+    """Of one cell; whoever looks at a candidate has stopped the others."""
+
+    def __init__(self, cell: Cell, exam: Exam, bench: Bench) -> None:
+        self._cell, self._exam, self._bench = cell, exam, bench
+        self._lot = random.Random(bench.fresh_seed())
+        self._seen: dict[str, Seen] = {}
+
+    def first(self, contender: Contender) -> None:
+        """The first look of the judge's clock. Raises WorkerError, Rejected.
+
+        On a CPU also what kernel records tell on a GPU: whether work goes on after a call has returned,
+        and which operators did it.
+        """
+        contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
+        worker, kernel, limit_s = contender.worker, contender.kernel, self._bench.policy.request_s
+        bursts = Bursts(self._exam, worker, kernel, contents, self._lot, limit_s)
+        seen = self._seen[contender.name] = Seen(JudgesClock(bursts, len(contents)), bursts)
+        self._look(seen)
+        if self._bench.kind == "cpu":
+            late_ms = late_work_ms(worker, kernel, seen.clock, limit_s)
+            seen.late_ms = late_ms if late_ms > LATE_MS else 0.0
+            seen.operators = claimed_operators(worker.ask("operators", {"kernel": kernel}, limit_s=limit_s))
+
+    def slope_ms(self, contender: Contender, claimed: Summary) -> float | None:
+        """The judge's time of a call; None for who was not looked at.
+
+        It looks again until the claim stands whatever of the time was the request's own cost: one figure
+        that came out low by chance clears nobody, one that came out high convicts nobody.
+        """
+        seen = self._seen.get(contender.name)
+        if seen is None:
+            return None
+        for _ in range(SECOND_LOOKS):
+            if not self.contradicts(seen.clock.at_most_ms, claimed, contender.captured):
+                break
+            self._look(seen)
+        return seen.clock.slope_ms
+
+    def contradicts(self, seen_ms: float, claimed: Summary, captured: bool) -> bool:
+        """Whether a claim is too short for what was seen.
+
+        On a CPU, where other programs share the cores, against the 90th percentile. There the claim holds
+        the same call from Python as the judge's time: no slack for a launch.
+        """
+        if self._bench.kind == "cpu":
+            return contradicts(claimed.p90_ms, seen_ms, CPU_SLACK_MS)
+        return contradicts(claimed.median_ms, seen_ms, GRAPH_SLACK_MS if captured else EAGER_SLACK_MS)
+
+    def complaint(self, name: str) -> str:
+        """What was not done when it was said to be; "" where nothing is known."""
+        seen = self._seen.get(name)
+        if seen is None:
+            return ""
+        if seen.undone:
+            return f"an output fetched as soon as its call was said to be done was wrong: {seen.undone}"
+        if seen.late_ms:
+            return f"went on for {seen.late_ms:.0f} ms after it had answered that its calls were done"
+        return ""
+
+    def library(self, name: str, trial: Trial, kernels: tuple[KernelRecord, ...]) -> str | None:
+        """Whose work it is, where it is a library's."""
+        manifest, backend = trial.manifest, trial.record.backend
+        if manifest is None:
+            return None
+        seen = self._seen.get(name)
+        if seen is not None and seen.operators is not None:
+            return dispatched_operators(*seen.operators, backend)
+        press = self._bench.presses.of(manifest, self._cell)
+        compiled = [k.name for k in press.kernels] if press is not None else []
+        return dispatched_to(kernels, backend, own_kernels(manifest.files), compiled)
+
+    def _look(self, seen: Seen) -> None:
+        seen.bursts.fill()
+        seen.clock.look()
+        check = seen.bursts.check()
+        if not check.passed:
+            seen.undone = check.note

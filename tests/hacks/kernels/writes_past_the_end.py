@@ -1,0 +1,16 @@
+"""Stores whole tiles of rows into its output, beyond the last row."""
+
+import torch
+
+
+def work(q, k, v, out, scale):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+    s = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf"))
+    out.copy_((torch.softmax(s, -1) @ v).transpose(1, 2))
+
+
+def attention(q, k, v, out, *, scale):
+    work(q, k, v, out, scale)
+    tile = out.as_strided((*out.shape[:1], out.shape[1] + 1, *out.shape[2:]), out.stride())
+    tile[:, -1] = 0
