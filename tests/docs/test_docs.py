@@ -161,12 +161,15 @@ def test_the_table_of_constants_is_the_codes() -> None:
 def test_the_constants_in_the_protocols_prose_are_the_codes() -> None:
     from harness.bench import CONTENTS
     from harness.entrants import INTERPRETER_RECIPES, INTERPRETER_SCORES
+    from harness.looks import SECOND_LOOKS
     from harness.measure import judge, timing
+    from harness.measure.late import LATE_MS
     from harness.measure.session import Policy
     from harness.measure.statistics import FEWEST_FOR_BOOTSTRAP, SINGLE_PAIR_HALF_WIDTH
-    from harness.race import SECOND_LOOKS
+    from harness.race import MARKED
     from harness.targets import TARGETS
     from harness.verify.tolerance import COSINE_ALLOWED, TILE_ROWS
+    from harness.worker import moves
     from harness.worker.protocol import GUARD_BYTES
     from harness.worker.slots import POISON
     from tasks import find
@@ -198,8 +201,12 @@ def test_the_constants_in_the_protocols_prose_are_the_codes() -> None:
         f"{policy.time_cap_s:g} s of sampling",
         f"`rounds_cap`: {policy.max_rounds} rounds",
         f"looked at again, up to {SECOND_LOOKS} times",
-        f"last {judge.BURST_MS:g} ms in the first look",
-        f"takes, {judge.FEWEST} to {judge.MOST}, is",
+        f"lasts {judge.BURST_MS:g} ms in the first look",
+        f"(1 to {moves.MOST_ROWS} rows, a {moves.SHARE}th of all)",
+        "({two} on a GPU, {four} on a CPU)".format(
+            two={2: "two"}[MARKED["cuda"]], four={4: "four"}[MARKED["cpu"]]
+        ),
+        f"more than {LATE_MS:g} ms beyond",
         f"down to {judge.BURST_MS / 2**judge.HALVINGS:.1f} ms",
         f"below {judge.SHARE:g} of it, less {judge.GRAPH_SLACK_MS:g} ms for a graph's launch or "
         f"{judge.EAGER_SLACK_MS:g} ms for an eager call",

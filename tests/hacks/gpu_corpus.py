@@ -35,7 +35,7 @@ GPU_CORPUS = (
     GpuHack("calls_flex", "torch", "a compiled flex_attention", LIBRARY, RECORDS, "Flex"),
     GpuHack("falls_back_to_torch", "triton", "try, except: PyTorch", LIBRARY, RECORDS, "the work is done by"),
     GpuHack("decoy_beside_cudnn", "triton", "a decoy beside library work", LIBRARY, RECORDS, "cuDNN"),
-    GpuHack("accumulates_in_half", "triton", "16-bit accumulation", WRONG, "constant keys", "constant_keys"),
+    GpuHack("accumulates_in_half", "triton", "16-bit accumulation", WRONG, "2049 keys among the hidden shapes", "inputs: "),
     GpuHack("keeps_answers_when_captured", "triton", "replays that only copy", CHEAT, "swapped contents", "timed"),
     GpuHack("counts_on_the_device", "triton", "warm-up detection on the device", CHEAT, "poisoned outputs", "timed"),
     GpuHack("keeps_answers_by_content", "triton", "a cache by fingerprint", CHEAT, "inputs that change", "timed"),

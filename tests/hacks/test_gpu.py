@@ -61,6 +61,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     text = text.replace("shape(64), shape(96), shape(128)", "shape(2048),").replace(
         "1, 2, 2, n", "2, 8, 8, n"
     )
+    # 2049 keys among the hidden shapes, as in the suite: short ones do not show how a sum is kept.
+    text = text.replace("shape(65))", "shape(65), shape(2049))")
     (tasks / "tiny.py").write_text(text)
     folders = [candidate(path / "c" / "plain", PLAIN, "triton")]
     for hack in GPU_CORPUS:
