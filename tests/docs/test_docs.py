@@ -95,6 +95,7 @@ def test_sessions_of_nox_exist(page: Path) -> None:
     )
     known = {f"{verb}-{target}" for target in gpus for verb in ("eval", "compile")} | {"eval-cpu"}
     known |= set(re.findall(r"@nox\.session\ndef (\w+)", source))
+    known |= set(re.findall(r'@nox\.session\(name="([\w-]+)"', source))
     for name in re.findall(r"nox -s ([\w-]+)", page.read_text()):
         assert name in known, name
 
