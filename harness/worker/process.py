@@ -194,8 +194,7 @@ class Worker:
             self._socket.settimeout(30.0)
             send(self._socket, {"op": op, "args": dict(args), "nonce": nonce}, fds)
         except OSError as error:
-            self.kill()
-            raise WorkerDied(self._account(f"the worker is gone: {error}")) from error
+            raise self._death(f"the worker is gone: {error}") from error
         return nonce
 
     def _await(self, nonce: str, deadline: float) -> dict[str, Any]:
@@ -205,16 +204,7 @@ class Worker:
             self.kill()
             raise
         except WorkerDied as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(LAST_WORDS_S)  # it is dying by itself, and says how
-            ended = self._process.returncode  # None: it lives, and hung up
-            over = self._watch.over if self._watch is not None else ""
-            self.kill()
-            if over:
-                raise WorkerOverCap(f"{over}; the worker was killed") from error
-            if self._sandboxed and (ended or 0) < 0:
-                raise WorkerLost(self._account("the worker was killed from outside")) from error
-            raise WorkerDied(self._account(str(error))) from error
+            raise self._death(str(error)) from error
         if message.get("nonce") != nonce:
             self.kill()
             raise WorkerDied("the worker answered a request that was not asked")
@@ -225,6 +215,19 @@ class Worker:
             self.kill()
             raise WorkerDied("the worker's answer is neither a value nor an error")
         raise RequestFailed(told["kind"], _storable(told.get("message")), _storable(told.get("trace", "")))
+
+    def _death(self, what: str) -> WorkerDied:
+        """What the end of the conversation means; whatever is left of the worker is killed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(LAST_WORDS_S)  # it is dying by itself, and says how
+        ended = self._process.returncode  # None: it lives, and hung up
+        over = self._watch.over if self._watch is not None else ""
+        self.kill()
+        if over:
+            return WorkerOverCap(f"{over}; the worker was killed")
+        if self._sandboxed and (ended or 0) < 0:
+            return WorkerLost(self._account("the worker was killed from outside"))
+        return WorkerDied(self._account(what))
 
     def _account(self, what: str) -> str:
         """`what`, with how the process ended and the end of what it printed."""
