@@ -23,7 +23,7 @@ from harness.records import KernelRecord, Summary
 from harness.verify.dispatch import dispatched_operators, dispatched_to, own_kernels
 from harness.verify.exam import Exam
 
-SECOND_LOOKS = 12  # of the judge's clock, before it contradicts a claim
+SECOND_LOOKS = 24  # of the judge's clock, before it contradicts a claim
 
 
 @dataclass

@@ -149,7 +149,7 @@ def read_line(line: str) -> Exchange | Step | Ending:
     """Parse one line of either file; raises RecordError for anything else, or a version not known."""
     try:
         data = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:  # RecursionError: nested too deep
         raise RecordError(f"not JSON: {error}") from error
     version = data.get("story_version") if isinstance(data, dict) else None
     if version != STORY_VERSION:

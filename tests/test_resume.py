@@ -24,7 +24,7 @@ block_ms = 10
 min_rounds = 4
 max_rounds = 8
 """
-KILLS = 10
+KILLS = 5
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def workers(folder: Path) -> set[int]:
 
 
 @pytest.mark.slow
-def test_ten_kills_lose_nothing_and_repeat_nothing(experiment, tiny_tasks, tmp_path):
+def test_five_kills_lose_nothing_and_repeat_nothing(experiment, tiny_tasks, tmp_path):
     seed = random.randrange(10**6)
     chance = random.Random(seed)
     print(f"seed {seed}")
