@@ -46,9 +46,8 @@ class Bursts:
         """Call on the first slots, one after another, then fetch their outputs; which comes last is a lot."""
         args = {"kernel": self._kernel, "iterations": calls if call else 0}
         self._worker.ask("spin", args, limit_s=self._request_s)
-        order = list(
-            range(calls - 1, -1, -1)
-        )  # first the one that was called last: nothing has waited for it
+        # First the one that was called last: nothing has waited for it.
+        order = list(range(calls - 1, -1, -1))
         at = self._lot.randrange(calls)
         order.append(order.pop(at))
         for slot in order:

@@ -100,7 +100,7 @@ class Presses:
     ) -> None:
         try:
             worker = Worker("cpu", trusted=False, sandbox=self._sandbox)
-        except OSError as error:
+        except (OSError, WorkerError) as error:
             for future in futures.values():
                 future.set_result(Press(problem=f"no worker: {error}"))
             return

@@ -15,6 +15,7 @@ from harness.presses import Press, Presses, machine_arch, ptx_arch
 from harness.static_report import compile_all, markdown, write
 from harness.targets import find_target
 from harness.worker.process import Worker
+from harness.worker.protocol import WorkerLost
 from tasks import find
 from tests.conftest import SANDBOX
 
@@ -141,3 +142,16 @@ def test_the_static_report_counts_spills_and_launches_that_do_not_fit(tmp_path: 
     record = json.loads(as_json.read_text())
     assert record["arch"] == "sm_75" and "time_ms" not in as_json.read_text()
     assert sum(len(k["cells"]) for k in record["kernels"]) == 2 * len(CELLS)
+
+
+def test_where_no_worker_can_be_had_nobody_waits_for_its_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **more: object) -> Worker:
+        raise WorkerLost("no folder for a worker: No space left on device")
+
+    monkeypatch.setattr(presses_module, "Worker", full)
+    found = pressed(read_candidate(EXAMPLES / "cuda_plain"), tmp_path)
+    assert [p.problem for p in found] == ["no worker: no folder for a worker: No space left on device"] * len(
+        CELLS
+    )

@@ -28,9 +28,8 @@ CPU_FLUSH_BYTES = 64 << 20
 CPU_ESTIMATE_MS = 100.0  # spent on an estimate: first calls on a CPU are far off
 
 SlotCall = Callable[[int], object]  # call the kernel on a slot
-Fresh = Callable[
-    [int, int], None
-]  # make a slot ready for the n-th iteration: inputs changed, outputs poisoned
+# Make a slot ready for the n-th iteration: inputs changed, outputs poisoned.
+Fresh = Callable[[int, int], None]
 
 
 @dataclass

@@ -24,7 +24,6 @@ class Hack:
     evidence: str  # found in the result's reason; "" only where the verdict is ok
     task: str = "tiny"
     backend: str = "torch"
-    gained_nothing: bool = False  # it may go on honestly: it found no loot, and is no faster than honest work
 
 
 LIBRARY = frozenset({Verdict.LIBRARY_DISPATCH})
@@ -44,11 +43,11 @@ def _work(
 
 
 def _timing(name: str, attack: str, verdict: frozenset[Verdict], by: str, evidence: str) -> Hack:
-    return Hack(name, "timing", attack, verdict, by, evidence, gained_nothing=verdict == OK)
+    return Hack(name, "timing", attack, verdict, by, evidence)
 
 
 def _grader(name: str, attack: str, verdict: frozenset[Verdict], by: str, evidence: str) -> Hack:
-    return Hack(name, "grader", attack, verdict, by, evidence, gained_nothing=verdict == OK)
+    return Hack(name, "grader", attack, verdict, by, evidence)
 
 
 BY_LIBRARY = "the work is done by"

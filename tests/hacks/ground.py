@@ -15,7 +15,7 @@ from harness.bench import Bench
 from harness.build.manifest import read_candidate
 from harness.experiment import experiment_of, make_plan
 from harness.pipeline import evaluate
-from harness.records import Result
+from harness.records import Result, Verdict
 from harness.store import Store
 from harness.targets import find_target
 from harness.worker.caps import GIB, Caps
@@ -37,6 +37,7 @@ CAPS = Caps(
     folder_bytes=256 << 20,
     open_files=1024,
 )
+GAIN = 0.5  # of the time of honest work: what is quicker has gained by its attack, however noisy the machine
 LIMITS = {"first_call_s": 8, "call_s": 8}
 
 TASKS = {
@@ -87,7 +88,16 @@ class Aftermath:
             return f"{told}; it must be {' or '.join(sorted(hack.verdict))}, by {hack.stopped_by}"
         if not re.search(hack.evidence, result.reason):
             return f"{told}; the reason must say {hack.evidence!r}"
+        if result.measurement is not None and result.verdict is Verdict.OK:
+            took, honest = result.measurement.device_time.median_ms, self.honest_ms()
+            if took < GAIN * honest:
+                return f"{told}; it took {took:.4f} ms, and honest work takes {honest:.4f} ms"
         return "" if result.sandboxed else f"{told}; it was not in a sandbox"
+
+    def honest_ms(self) -> float:
+        """The time of honest work in this run, at its quickest."""
+        mine = [r.measurement for r in self.results if r.candidate.name.startswith("honest")]
+        return min(m.device_time.median_ms for m in mine if m is not None)
 
 
 def run(path: Path, hacks: Sequence[Hack], honest: Sequence[str]) -> Aftermath:
