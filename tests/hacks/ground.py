@@ -89,15 +89,15 @@ class Aftermath:
         if not re.search(hack.evidence, result.reason):
             return f"{told}; the reason must say {hack.evidence!r}"
         if result.measurement is not None and result.verdict is Verdict.OK:
-            took, honest = result.measurement.device_time.median_ms, self.honest_ms()
-            if took < GAIN * honest:
-                return f"{told}; it took {took:.4f} ms, and honest work takes {honest:.4f} ms"
+            speed, honest = result.measurement.ratio.median, self.honest_speed()
+            if speed > honest / GAIN:
+                return f"{told}; it is {speed:.2f}x the baseline, and honest work {honest:.2f}x"
         return "" if result.sandboxed else f"{told}; it was not in a sandbox"
 
-    def honest_ms(self) -> float:
-        """The time of honest work in this run, at its quickest."""
+    def honest_speed(self) -> float:
+        """Of honest work beside the baseline of its own moment, at its quickest: load is in both."""
         mine = [r.measurement for r in self.results if r.candidate.name.startswith("honest")]
-        return min(m.device_time.median_ms for m in mine if m is not None)
+        return max(m.ratio.median for m in mine if m is not None)
 
 
 def run(path: Path, hacks: Sequence[Hack], honest: Sequence[str]) -> Aftermath:
