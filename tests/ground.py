@@ -18,6 +18,7 @@ from harness.pipeline import evaluate
 from harness.records import Result, RunSummary, Verdict
 from harness.store import Store
 from harness.targets import find_target
+from harness.worker import family
 from tasks import discover
 from tests.conftest import GOOD, SANDBOX, TINY_TASK
 
@@ -133,3 +134,16 @@ def of(results: Iterable[Result], name: str) -> list[Result]:
 
 def verdicts(results: Iterable[Result], name: str) -> set[Verdict]:
     return {r.verdict for r in of(results, name)}
+
+
+def workers_left(within_s: float = 5.0) -> list[int]:
+    """Processes of workers below this one that have not ended; whatever else a test runner keeps is its own matter."""
+    found = [pid for pid in family.members(os.getpid()) if b"harness.worker" in command_of(pid)]
+    return [] if family.gone(found, within_s) else found
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -39,7 +39,7 @@ from harness.worker.process import Worker
 from harness.worker.protocol import RequestFailed, WorkerError
 from tests import ground as ground_module
 from tests.conftest import GOOD, SANDBOX
-from tests.ground import Ground, Silent, of, verdicts
+from tests.ground import Ground, Silent, command_of, of, verdicts, workers_left
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)  # a run with twenty workers, on a machine that does much else
@@ -192,19 +192,7 @@ def test_sound_kernels_do_not_suffer_from_faults_beside_them(faulty):
 
 @pytest.mark.slow
 def test_nothing_of_them_is_left_running(faulty):
-    assert family.gone(set(members(os.getpid())) - {os.getpid()} - _of_pytest(), within_s=5)
-
-
-def _of_pytest() -> set[int]:
-    """Processes below this one that have nothing to do with workers."""
-    return {p for p in members(os.getpid()) if b"harness.worker" not in _command(p)}
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    assert workers_left() == []
 
 
 # --- killed from outside ------------------------------------------------------------------------------
@@ -293,7 +281,7 @@ LEAVES_A_CHILD = "import subprocess\n" + THEN.format(
 
 def _sleepers() -> list[int]:
     found = [
-        int(p.name) for p in Path("/proc").glob("[0-9]*") if _command(int(p.name)) == b"sleep\x0086399\0"
+        int(p.name) for p in Path("/proc").glob("[0-9]*") if command_of(int(p.name)) == b"sleep\x0086399\0"
     ]
     return [] if family.gone(found, within_s=2) else found
 
@@ -351,7 +339,7 @@ def test_a_full_disk_stops_the_run_and_resume_completes_it(tmp_path, nth):
     kept = file.read_bytes()
     assert kept.count(b"\n") == nth - 1
     assert kept == b"" or kept.endswith(b"\n")
-    assert not _workers()
+    assert not workers_left()
     assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # the connection of some library may stay
     observer = Silent()
     results = ground.run(folders, observer)
@@ -432,11 +420,6 @@ def test_a_full_temporary_folder_stops_the_run_with_a_sentence(tmp_path, monkeyp
     monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
     with pytest.raises((WorkerError, MachineError, StoreError)):
         ground.run(folders, group=1)
-
-
-def _workers() -> list[int]:
-    found = [p for p in members(os.getpid()) if b"harness.worker" in _command(p)]
-    return [] if family.gone(found, within_s=5) else found
 
 
 # --- the clock ----------------------------------------------------------------------------------------
@@ -580,7 +563,7 @@ def test_a_lost_gpu_ends_the_run_cleanly_and_what_was_recorded_is_kept(tmp_path)
     assert [r.verdict for r in found] == [Verdict.OK, Verdict.OK]
     assert {r.id for r in found} <= {r.id for r in again}
     assert [r.verdict for r in again] == [Verdict.OK] * 4
-    assert not _workers()
+    assert not workers_left()
 
 
 @pytest.mark.slow

@@ -18,10 +18,9 @@ from harness.pipeline import evaluate
 from harness.records import Result, Verdict
 from harness.store import Store
 from harness.targets import find_target, target_of_device
-from harness.worker.family import members
 from tasks import discover
 from tests.conftest import SANDBOX, TINY_TASK, needs_sandbox
-from tests.ground import Silent
+from tests.ground import Silent, workers_left
 from tests.hacks.gpu_corpus import FAULTS, GPU_CORPUS, GpuHack
 
 TESTS = Path(__file__).parents[1]
@@ -130,7 +129,7 @@ class TestOnAGpu:
     def test_what_stands_beside_them_is_measured_and_nothing_is_left(self, results):
         for name in ("plain", "cudnn", "sdpa-flash"):
             assert results[name].verdict is Verdict.OK, told(results[name])
-        assert members(os.getpid()) == [os.getpid()]
+        assert workers_left() == []
 
 
 def test_every_kernel_for_a_gpu_is_in_a_table_and_says_what_it_tries():

@@ -27,6 +27,7 @@ from harness.worker.protocol import WorkerLost, WorkerOverCap, layout_of
 from harness.worker.sandbox import NoSandbox, find_sandbox
 from harness.worker.watch import excess
 from tests.conftest import SANDBOX, needs_sandbox
+from tests.ground import workers_left
 
 CAPS = Caps(
     memory_bytes=2 * GIB, processes=32, tasks=2048, file_bytes=1 << 26, folder_bytes=1 << 26, open_files=512
@@ -136,7 +137,7 @@ def test_a_worker_that_takes_too_much_is_ended_and_the_reason_told(write_candida
             worker.ask("load", args, limit_s=60)
     finally:
         worker.close()
-    assert members(os.getpid()) == [os.getpid()]
+    assert workers_left() == []
 
 
 @needs_sandbox
