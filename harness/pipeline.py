@@ -39,6 +39,10 @@ from harness.verify.inputs import recipes_for
 from harness.worker.protocol import WorkerError
 
 FRUITLESS_ATTEMPTS = 2  # in a row without a result, before what is left of a cell is given up
+CUT_SHORT = "its session was cut short by others' faults, again and again"
+UNSTEADY = (
+    "this machine's speed changed while it was measured, again and again: {}. Run it on a quieter machine."
+)
 
 
 class Observer(Protocol):
@@ -126,16 +130,18 @@ def _run_cell(
     fruitless = 0
     while pending := [t for t in trials if t.id not in record.store]:
         before = len(record.store.results)
-        _attempt(pending, plan, cell, bench, acceptance, record)
+        unsteady = _attempt(pending, plan, cell, bench, acceptance, record)
         fruitless = fruitless + 1 if len(record.store.results) == before else 0
         if fruitless == FRUITLESS_ATTEMPTS:
             for trial in pending:
-                record(trial, Verdict.INFRA, "its session was cut short by others' faults, again and again")
+                why = unsteady.get(trial.record.name)
+                record(trial, Verdict.INFRA, UNSTEADY.format(why) if why else CUT_SHORT)
 
 
 def _attempt(
     trials: list[Trial], plan: Plan, cell: Cell, bench: Bench, acceptance: Acceptance, record: _Recorder
-) -> None:
+) -> dict[str, str]:
+    """Returns who was measured while the machine's speed changed, and how that showed."""
     built = []
     for trial in trials:
         try:
@@ -150,7 +156,7 @@ def _attempt(
         except Rejected as rejected:
             record(trial, rejected.verdict, rejected.reason, rejected.verification)
     if not built:
-        return
+        return {}
     exam = bench.exam(cell.task, cell.workload, _questions(cell, bench))
     library = bench.library_worker()
     try:
@@ -161,7 +167,7 @@ def _attempt(
         for entrant in built:
             if entrant.trial.manifest is not None:
                 bench.dismiss(entrant.trial.manifest)
-        return
+        return {}
     verified = []
     for entrant in built:
         if entrant.worker.alive:  # else it died with a baseline before it: tried again
@@ -171,11 +177,12 @@ def _attempt(
             except Rejected as rejected:
                 record(entrant.trial, rejected.verdict, rejected.reason, rejected.verification)
     if not library.alive:
-        return  # the baselines it took along are tried again first: candidates need an anchor
+        return {}  # the baselines it took along are tried again first: candidates need an anchor
     race = Race(cell, exam, verified, bench)
     for entrant, out in race.run(plan.baselines, record.store):
         record(entrant.trial, out.verdict, out.reason, out.verification, out.measurement, entrant.seconds)
     bench.release([library, *{id(e.worker): e.worker for e in built}.values()])
+    return race.unsteady
 
 
 def _questions(cell: Cell, bench: Bench) -> list[Question]:

@@ -10,7 +10,7 @@ from baselines import BASELINES
 from harness.bench import Bench
 from harness.entrants import Entrant, baseline_trial, build, plan, slot_contents
 from harness.experiment import Cell
-from harness.looks import Looks
+from harness.looks import Looks, Unsteady
 from harness.measure.roofline import Roofline
 from harness.measure.session import Contender, ContenderFailed, Session, latency
 from harness.records import MEASURED_VERDICTS, Measurement, Ratio, Summary, Verdict, Verification
@@ -49,11 +49,13 @@ class Race:
         self._roofline = Roofline.of(cell.task, cell.workload, bench.target)
         self._looks = Looks(cell, exam, bench)
         self._latencies: dict[str, Summary] = {}
+        self.unsteady: dict[str, str] = {}  # contender -> how its times contradict each other
 
     def run(self, baselines: Sequence[str], store: Store) -> Iterator[tuple[Entrant, Outcome]]:
         """Outcomes of the entrants; a contender that fails leaves, and the rest start anew.
 
-        One whose worker died with another's fault has no outcome: the caller tries it again.
+        One whose worker died with another's fault has no outcome: the caller tries it again. So does one
+        while which was measured the machine's speed changed; `unsteady` says how.
         """
         standing: list[Entrant] = []
         for entrant in self.entrants:
@@ -102,6 +104,9 @@ class Race:
                     outcome = Outcome.of(rejection_of(error, entrant.verification))
                 except Rejected as rejected:
                     outcome = Outcome.of(rejected)
+                except Unsteady as unsteady:
+                    self.unsteady[entrant.name] = str(unsteady)
+                    continue
                 yield entrant, outcome
             return
 
@@ -281,7 +286,7 @@ class Race:
             reason = f"{median:.4f} ms is faster than can be: {floor}"
             return Rejected(Verdict.IMPOSSIBLE, reason, verification)
         slope = measured.judge_slope_ms
-        if slope is not None and self._looks.contradicts(slope, measured.device_time, measured.captured):
+        if slope is not None and self._looks.contradicts(slope, median, measured.captured):
             reason = f"claimed {median:.4f} ms a call; the judge saw {slope:.4f} ms from outside"
             return _caught(verification, "judge_clock", reason)
         if complaint := self._looks.complaint(entrant.name):

@@ -12,7 +12,7 @@ from harness.entrants import Acceptance, Entrant, baseline_trial, candidate_tria
 from harness.entrants import plan as plan_entrant
 from harness.experiment import Cell
 from harness.ledger import Ledger
-from harness.looks import SECOND_LOOKS
+from harness.looks import CLAIMS, SECOND_LOOKS
 from harness.measure.session import Policy
 from harness.measure.telemetry import open_telemetry
 from harness.race import Race
@@ -210,7 +210,7 @@ class Track:
             trial = candidate_trial(manifest(name), cell, self.bench)
             self.entrants.append(Entrant(trial, worker, name, [check()]))
         self.seen = {name: [ms] for name, ms in candidates.items()}  # by the judge; the last one for good
-        self.looks = []
+        self.looks, self.monkeypatch, self.unsteady = [], monkeypatch, {}
         self.store = FakeStore()
         monkeypatch.setattr("harness.looks.JudgesClock", partial(FakeClock, self))
         # The judge waits a second for every plan: workers that answer at once do not bound an estimate.
@@ -226,6 +226,7 @@ class Track:
     def run(self):
         race = Race(self.cell, self.exam, self.entrants, self.bench)
         found = [(e.name, out) for e, out in race.run(list(self.baselines), self.store)]
+        self.unsteady = race.unsteady
         assert len({name for name, _ in found}) == len(found)  # nobody ends twice
         return dict(found)
 
@@ -445,7 +446,43 @@ def test_a_claim_that_the_judges_clock_contradicts_is_cheating(track):
     assert out.verification.detectors == ("judge_clock",)
     assert "0.5000" in out.reason
     assert "2.0000" in out.reason
-    assert made.looks == ["mine"] * (1 + SECOND_LOOKS)
+    assert made.looks == ["mine"] * (1 + SECOND_LOOKS + CLAIMS)
+    assert made.unsteady == {}
+
+
+def test_a_claim_that_stands_at_the_time_of_the_looks_convicts_nobody_and_is_not_believed(track):
+    """Measured on a quiet machine, looked at on a busy one: the worker's own times are longer now as well."""
+    made = track({"mine": 0.5, "other": 0.6})
+    made.seen["mine"] = [2.0]
+    worker = made.workers["mine"]
+
+    def look(clock, honest=FakeClock.look):
+        if made.looks.count("mine") == SECOND_LOOKS:
+            worker.times_ms["mine"] = 2.1
+        honest(clock)
+
+    made.monkeypatch.setattr(FakeClock, "look", look)
+    assert verdicts(made.run()) == dict.fromkeys(("cudnn", "sdpa-flash", "other"), Verdict.OK)
+    assert made.unsteady == {
+        "mine": "claimed 0.5000 ms a call and later 2.1000; the judge saw 2.0000 ms from outside"
+    }
+
+
+def test_a_claim_whose_quickest_calls_are_the_most_is_a_lie_however_slow_the_others_are(track):
+    """What is reported is the median: a tenth of slow calls excuses nothing."""
+    made = track({"mine": 0.5})
+    made.bench.kind, made.seen["mine"] = "cpu", [2.0]
+    worker, lot = made.workers["mine"], itertools.count()
+    honest = worker.ask
+
+    def ask(op, args=None, **more):
+        told = honest(op, args, **more)
+        if op == "block":
+            told = {"samples_ms": [9.0 if next(lot) % 5 == 0 else ms for ms in told["samples_ms"]]}
+        return told
+
+    worker.ask = ask
+    assert made.run()["mine"].verification.detectors == ("judge_clock",)
 
 
 def test_one_low_figure_clears_nobody(track):
@@ -456,7 +493,7 @@ def test_one_low_figure_clears_nobody(track):
     found = made.run()
     assert found["liar"].verdict is Verdict.INTEGRITY
     assert found["mine"].verdict is Verdict.OK
-    assert (made.looks.count("liar"), made.looks.count("mine")) == (1 + SECOND_LOOKS, 1)
+    assert (made.looks.count("liar"), made.looks.count("mine")) == (1 + SECOND_LOOKS + CLAIMS, 1)
 
 
 def test_what_may_be_a_requests_cost_convicts_nobody(track):

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 from harness.measure.judge import JudgesClock
 
 LATE_MS = 20.0  # longer than a library's threads and Python's own chores vary
-LOOKS = 3  # the least of them counts: load delays the work of others, and never makes any
+LOOKS = 6  # the least of them counts: load delays the work of others, and never makes any
 BURST_MS = 100.0
 FEWEST, MOST = 8, 200  # calls
 STEP_S, QUIET_STEPS = 0.002, 4  # idle for so many steps: it has ended
+IDLE_MS = 0.02  # of processor time in a step: a thread that sleeps whenever it is looked at uses more
 LONGEST_S = 0.5  # longer is late enough
 
 
@@ -69,7 +70,9 @@ def late_work_ms(
 def _tail(worker: Watched, clock: Callable[[], float], sleep: Callable[[float], None]) -> tuple[float, bool]:
     """Processor time used until the worker rests, in ms, and whether it does."""
     began, before, quiet = clock(), worker.cpu_ms(), 0
+    used = before
     while quiet < QUIET_STEPS and clock() - began < LONGEST_S:
-        quiet = 0 if worker.busy() else quiet + 1
         sleep(STEP_S)
-    return worker.cpu_ms() - before, quiet == QUIET_STEPS
+        earlier, used = used, worker.cpu_ms()
+        quiet = 0 if worker.busy() or used - earlier > IDLE_MS else quiet + 1
+    return used - before, quiet == QUIET_STEPS

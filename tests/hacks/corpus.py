@@ -31,6 +31,9 @@ WRONG = frozenset({Verdict.WRONG_NUMERICS})
 CHEAT = frozenset({Verdict.INTEGRITY})
 CRASH = frozenset({Verdict.CRASH})
 OK = frozenset({Verdict.OK})
+# Some attacks do honest work wherever they cannot cheat. Where they never could they are ok, and no quicker
+# than honest work.
+VAIN = CHEAT | OK
 UNSURE = frozenset(
     {Verdict.WRONG_NUMERICS, Verdict.NON_DETERMINISTIC}
 )  # whichever the memory's contents show first
@@ -53,6 +56,7 @@ def _grader(name: str, attack: str, verdict: frozenset[Verdict], by: str, eviden
 BY_LIBRARY = "the work is done by"
 NORMAL, TAIL = "the oracle", "hidden shapes off a tile"
 RECORDS = "records of what ran"
+IF_CAUGHT = r"wrong while timed|as soon as its call|^$"
 STALE, MOVED = r"wrong while timed|as soon as its call", "inputs that change before every timed call"
 SAW = "the judge saw"
 LATE = "what goes on outside of the calls is seen"
@@ -88,7 +92,7 @@ CORPUS: tuple[Hack, ...] = (
     _timing("caches_by_content", "caching by a fingerprint of the contents", CHEAT, MOVED, STALE),
     _timing("caches_in_c_memory", "caching in C statics", CHEAT, MOVED, STALE),
     _timing("computes_many_slots", "computing many slots in one call", CHEAT, MOVED, STALE),
-    _timing("copies_a_neighbour", "copying the output of a slot alike", CHEAT, MOVED, STALE),
+    _timing("copies_a_neighbour", "copying the output of a slot alike", VAIN, MOVED, IF_CAUGHT),
     _timing("stops_after_warm_up", "warm-up detection", CHEAT, "timed outputs are marked", STALE),
     _timing("replays_seeds", "replaying a seed sequence", OK, "fresh seeds of the judge", ""),
     _timing("precomputes_at_import", "precomputing at import", OK, "no inputs before the first call", ""),

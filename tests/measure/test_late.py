@@ -77,6 +77,19 @@ def test_the_operating_system_tells_who_is_busy():
         working.wait()
 
 
+def test_a_thread_that_works_in_short_turns_is_seen_though_it_sleeps_at_every_look():
+    worker = Worker(0.0)
+    worker.busy = lambda: False
+    worker.cpu_ms = lambda: worker.now * 300
+    assert worker.seen() > LATE_MS
+
+
+def test_a_watchdog_that_wakes_up_now_and_then_is_no_work():
+    worker = Worker(0.0)
+    worker.cpu_ms = lambda: 0.1 * (worker.now // 0.02)
+    assert worker.seen() <= 1
+
+
 def test_a_worker_that_is_never_idle_is_late():
     worker = Worker(0.0)
     worker.busy = lambda: True
