@@ -9,7 +9,7 @@ from harness.bench import Bench
 from harness.bursts import Bursts
 from harness.entrants import Trial, slot_contents
 from harness.experiment import Cell
-from harness.measure.claims import claimed_operators, claimed_times
+from harness.measure.claims import ProfiledCall, claimed_operators, claimed_times, quickest
 from harness.measure.judge import (
     CPU_SLACK_MS,
     EAGER_SLACK_MS,
@@ -26,6 +26,7 @@ from harness.verify.exam import Exam
 from harness.worker.moves import draw, to_json
 
 SECOND_LOOKS = 24  # of the judge's clock, before it contradicts a claim
+PROFILED = 5  # calls on a CPU
 CLAIMS, CALLS = 8, 3  # blocks, and calls in each, of a claim that is made anew
 
 
@@ -41,7 +42,7 @@ class Seen:
     bursts: Bursts
     undone: str = ""  # what was wrong with an output that was fetched right after a burst
     late_ms: float = 0.0  # busy for so long after it had said that its calls were done, where that convicts
-    operators: tuple[dict[str, float], float] | None = None  # of a call on a CPU, in ms; the call's ms
+    profiled: list[ProfiledCall] | None = None  # on a CPU
 
 
 class Looks:
@@ -66,7 +67,8 @@ class Looks:
         if self._bench.kind == "cpu":
             late_ms = late_work_ms(worker, kernel, seen.clock, limit_s)
             seen.late_ms = late_ms if late_ms > LATE_MS else 0.0
-            seen.operators = claimed_operators(worker.ask("operators", {"kernel": kernel}, limit_s=limit_s))
+            args = {"kernel": kernel, "calls": PROFILED}
+            seen.profiled = claimed_operators(worker.ask("operators", args, limit_s=limit_s), PROFILED)
 
     def slope_ms(self, contender: Contender, claimed: Summary) -> float | None:
         """The judge's time of a call; None for who was not looked at. Raises WorkerError, Unsteady.
@@ -130,8 +132,8 @@ class Looks:
         if manifest is None:
             return None
         seen = self._seen.get(name)
-        if seen is not None and seen.operators is not None:
-            return dispatched_operators(*seen.operators, backend)
+        if seen is not None and seen.profiled is not None:
+            return dispatched_operators(*quickest(seen.profiled), backend)
         press = self._bench.presses.of(manifest, self._cell)
         compiled = [k.name for k in press.kernels] if press is not None else []
         return dispatched_to(kernels, backend, own_kernels(manifest.files), compiled)

@@ -64,7 +64,7 @@ class FakeWorker:
             case "spin" | "read_back":
                 return {}
             case "operators":
-                return {"operators": {"aten::matmul": ms}, "wall_ms": ms}
+                return {"calls": [{"operators": {"aten::matmul": ms}, "wall_ms": ms}] * args["calls"]}
             case "start_records":
                 self.recorded = []
                 return {"available": self.records}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +45,42 @@ def claimed_record(told: Any) -> BlockRecord:
     return record
 
 
-def claimed_operators(told: Any) -> tuple[dict[str, float], float]:
-    """Operators with their ms in one call, and the call's ms, if the worker told such; else WorkerDied."""
+@dataclass(frozen=True)
+class ProfiledCall:
+    """One call on a CPU by PyTorch's profiler."""
+
+    operators: dict[str, float]  # outermost ones by name, ms
+    wall_ms: float
+
+
+def claimed_operators(told: Any, count: int) -> list[ProfiledCall]:
+    """What the worker's profiler saw of `count` calls, if the worker told such; else WorkerDied."""
     try:
-        operators = {_storable(name): float(ms) for name, ms in told["operators"].items()}
-        wall_ms = float(told["wall_ms"])
+        calls = [
+            ProfiledCall(
+                {_storable(name): float(ms) for name, ms in call["operators"].items()},
+                float(call["wall_ms"]),
+            )
+            for call in told["calls"]
+        ]
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise WorkerDied("the worker's operators are none") from error
-    if not all(0 <= ms < LONGEST_MS for ms in (*operators.values(), wall_ms)):
-        raise WorkerDied("the worker's operators have no times")
-    return operators, wall_ms
+    times = [ms for call in calls for ms in (*call.operators.values(), call.wall_ms)]
+    if len(calls) != count or not all(0 <= ms < LONGEST_MS for ms in times):
+        raise WorkerDied(f"the worker's operators are not those of {count} calls")
+    return calls
+
+
+def quickest(calls: Sequence[ProfiledCall]) -> tuple[dict[str, float], float]:
+    """Each operator at its quickest, of the calls that have it, and the quickest call's ms.
+
+    Load holds up a call anywhere, and hastens nothing.
+    """
+    found: dict[str, float] = {}
+    for call in calls:
+        for name, ms in call.operators.items():
+            found[name] = min(ms, found.get(name, ms))
+    return found, min(call.wall_ms for call in calls)
 
 
 def _storable(name: object) -> str:

@@ -91,7 +91,7 @@ CORPUS: tuple[Hack, ...] = (
     _timing("caches_by_identity", "caching by object identity", CHEAT, MOVED, STALE),
     _timing("caches_by_content", "caching by a fingerprint of the contents", CHEAT, MOVED, STALE),
     _timing("caches_in_c_memory", "caching in C statics", CHEAT, MOVED, STALE),
-    _timing("computes_many_slots", "computing many slots in one call", CHEAT, MOVED, STALE),
+    _timing("computes_many_slots", "computing many slots in one call", VAIN, MOVED, IF_CAUGHT),
     _timing("copies_a_neighbour", "copying the output of a slot alike", VAIN, MOVED, IF_CAUGHT),
     _timing("stops_after_warm_up", "warm-up detection", CHEAT, "timed outputs are marked", STALE),
     _timing("replays_seeds", "replaying a seed sequence", OK, "fresh seeds of the judge", ""),

@@ -37,7 +37,9 @@ CAPS = Caps(
     folder_bytes=256 << 20,
     open_files=1024,
 )
-GAIN = 0.5  # of the time of honest work: what is quicker has gained by its attack, however noisy the machine
+# Of the time of honest work: what is quicker has gained by its attack, however noisy the machine. Their
+# quickest calls are compared, since a busy machine delays calls and hastens none.
+GAIN = 0.25
 LIMITS = {"first_call_s": 8, "call_s": 8}
 
 TASKS = {
@@ -89,15 +91,16 @@ class Aftermath:
         if not re.search(hack.evidence, result.reason):
             return f"{told}; the reason must say {hack.evidence!r}"
         if result.measurement is not None and result.verdict is Verdict.OK:
-            speed, honest = result.measurement.ratio.median, self.honest_speed()
-            if speed > honest / GAIN:
-                return f"{told}; it is {speed:.2f}x the baseline, and honest work {honest:.2f}x"
+            mine, honest = result.measurement.device_time.p10_ms, self.honest_ms()
+            if mine < GAIN * honest:
+                return f"{told}; it takes {mine:.4f} ms, and honest work {honest:.4f}"
         return "" if result.sandboxed else f"{told}; it was not in a sandbox"
 
-    def honest_speed(self) -> float:
-        """Of honest work beside the baseline of its own moment, at its quickest: load is in both."""
-        mine = [r.measurement for r in self.results if r.candidate.name.startswith("honest")]
-        return max(m.ratio.median for m in mine if m is not None)
+    def honest_ms(self) -> float:
+        """What honest work takes at its quickest."""
+        names = re.compile("honest|naive")
+        mine = [r.measurement for r in self.results if names.match(r.candidate.name) and r.task == "tiny"]
+        return min(m.device_time.p10_ms for m in mine if m is not None)
 
 
 def run(path: Path, hacks: Sequence[Hack], honest: Sequence[str]) -> Aftermath:
