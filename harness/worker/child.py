@@ -249,7 +249,8 @@ def operators(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, 
         found: dict[str, float] = {}
         for event in profile.events() or ():
             if event.cpu_parent is None:
-                found[event.name] = found.get(event.name, 0.0) + event.cpu_time_total / 1e3
+                ms = max(event.cpu_time_total / 1e3, 0.0)  # less than none where a profile began within it
+                found[event.name] = found.get(event.name, 0.0) + ms
         calls.append({"operators": found, "wall_ms": wall_ms})
     return {"calls": calls}
 
