@@ -17,7 +17,9 @@ from harness.audit_results import ResultLine, check_results
 from harness.audit_stories import Stories, check_stories
 from harness.build.manifest import Manifest
 from harness.journal import lines_of, torn
-from harness.records import RecordError, RunSummary, content_hash
+from harness.records import content_hash
+from harness.runs import RunSummary
+from harness.seals import RecordError
 from harness.store import ENVIRONMENTS, RESULTS, SUMMARIES, read_summary
 
 ARTIFACTS = "artifacts"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.journal import lines_of, torn
-from harness.records import SEALED_SINCE, RecordError, Result, content_hash, read_result
+from harness.records import SEALED_SINCE, Result, content_hash
+from harness.seals import RecordError, read_result
 
 OUT_OF_PLACE = (
     "it was recorded after another line than the one before it here: a line was dropped, put in or moved"

@@ -13,7 +13,8 @@ from pathlib import Path
 from harness.audit_results import Report, ResultLine
 from harness.journal import lines_of, torn
 from harness.llm.client import Message, Request, Sampling
-from harness.records import RecordError, content_hash
+from harness.records import content_hash
+from harness.seals import RecordError
 from harness.story import Ending, Exchange, Step, read_line
 from harness.storybook import TRANSCRIPTS, TRIALS
 

@@ -28,7 +28,8 @@ from harness.verify.exam import Exam, ImageStore, Question, image_layout
 from harness.warmup import compile_ahead, jobs
 from harness.worker.caps import Caps
 from harness.worker.loading import packed
-from harness.worker.process import Worker, WorkerPool
+from harness.worker.pool import WorkerPool
+from harness.worker.process import Worker
 from harness.worker.protocol import RequestFailed, WorkerError
 from harness.worker.sandbox import Sandbox
 from tasks.spec import Task, Workload

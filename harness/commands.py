@@ -32,7 +32,7 @@ from harness.experiment import (
 from harness.generation_commands import MODEL_ERRORS, Unfinished, make_kernels, prepare, stop_unfinished
 from harness.merge import Merged, merge
 from harness.pipeline import evaluate as run_plan
-from harness.records import RunSummary
+from harness.runs import RunSummary
 from harness.store import Store, StoreError
 from harness.targets import TargetError, find_target
 from harness.worker.protocol import WorkerError

@@ -17,7 +17,8 @@ from rich.progress import (
 )
 
 from harness.experiment import Cell
-from harness.records import Result, Verdict
+from harness.records import Result
+from harness.verdicts import Verdict
 
 _STYLE = {Verdict.OK: "green", Verdict.PROVEN: "green", Verdict.SKIPPED: "dim"}
 NAME_WIDTH = 18

@@ -14,8 +14,9 @@ from harness.environment import harness_version
 from harness.experiment import Cell
 from harness.measure.claims import claimed_times
 from harness.measure.session import Contender
-from harness.records import CandidateRecord, Check, Identity, Verdict, Verification, content_hash
+from harness.records import CandidateRecord, Check, Identity, Verification, content_hash
 from harness.story import Ending
+from harness.verdicts import Verdict
 from harness.verify.acceptance import accept, require, require_repeat
 from harness.verify.exam import Exam, Question, Rejected, rejection_of
 from harness.verify.inputs import recipes_for

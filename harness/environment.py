@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from harness.measure.telemetry import open_telemetry
-from harness.records import Environment
+from harness.runs import Environment
 from harness.targets import Target
 
 DISTRIBUTION = "attnbench"
@@ -49,7 +49,9 @@ DECISIVE = (
     "harness/worker",
     "harness/build",
     "harness/bench.py",
+    "harness/bursts.py",
     "harness/entrants.py",
+    "harness/looks.py",
     "harness/pipeline.py",
     "harness/race.py",
     "harness/targets.py",

@@ -22,10 +22,10 @@ from harness.generate.method import Ask, Reply, Time
 from harness.llm.budget import BudgetReached, Caps, Purse, Reservation
 from harness.llm.client import Client, Completion, Deferred, ProviderError, Request
 from harness.llm.prices import Prices
-from harness.records import Verdict
 from harness.story import Ending, Exchange, Said
 from harness.storybook import Storybook
 from harness.trial import Trial, now
+from harness.verdicts import Verdict
 from harness.workshop import Workshop
 
 GRACE_S = 20.0  # that a run which is interrupted waits for answers on their way

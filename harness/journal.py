@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from harness.records import RecordError
+from harness.seals import RecordError
 
 T = TypeVar("T")
 TORN = "torn.txt"

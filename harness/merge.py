@@ -16,7 +16,9 @@ from typing import TypeVar
 
 from harness.experiment import Experiment, ExperimentError, read_experiment
 from harness.journal import lines_of, torn
-from harness.records import Environment, RecordError, Result, RunSummary
+from harness.records import Result
+from harness.runs import Environment, RunSummary
+from harness.seals import RecordError
 from harness.store import SUMMARIES, Store, StoreError, read_summary
 from harness.story import Ending, Step
 from harness.storybook import Storybook

@@ -23,17 +23,10 @@ from harness.entrants import (
 )
 from harness.experiment import Cell, Ended, Plan
 from harness.race import Race
-from harness.records import (
-    CompiledKernel,
-    Cost,
-    Measurement,
-    Result,
-    RunSummary,
-    Verdict,
-    Verification,
-    WorkloadRecord,
-)
+from harness.records import CompiledKernel, Cost, Measurement, Result, Verification, WorkloadRecord
+from harness.runs import RunSummary
 from harness.store import Store
+from harness.verdicts import Verdict
 from harness.verify.exam import Question, Rejected
 from harness.verify.inputs import recipes_for
 from harness.worker.protocol import WorkerError

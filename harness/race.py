@@ -13,8 +13,9 @@ from harness.experiment import Cell
 from harness.looks import Looks, Unsteady
 from harness.measure.roofline import Roofline
 from harness.measure.session import Contender, ContenderFailed, Session, latency
-from harness.records import MEASURED_VERDICTS, Measurement, Ratio, Summary, Verdict, Verification
+from harness.records import Measurement, Ratio, Summary, Verification
 from harness.store import Store
+from harness.verdicts import MEASURED_VERDICTS, Verdict
 from harness.verify.acceptance import require
 from harness.verify.exam import Exam, Rejected, rejection_of
 from harness.worker.moves import Move, draw

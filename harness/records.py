@@ -1,8 +1,7 @@
 """Owns the file format: what a line of results.jsonl may say. Validators make bad states impossible.
 
 Everything on disk passes through these models; inside the harness frozen dataclasses of
-the respective module travel. Units are in the names. A reader of an older schema version
-either upgrades it here or says why it cannot (`read_result`).
+the respective module travel. Units are in the names. `harness.seals` reads a line.
 
 Schema 2 adds the seal and the chain: a line says the hash of its own content, and the seal of the line
 before it. It is a version of its own, and no optional field of 1, for two reasons: a line of 2 without
@@ -15,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.verdicts import MEASURED_VERDICTS, Stage, Verdict, stage_of
 
 SCHEMA_VERSION = 2  # written; 1 is read too
 SEALED_SINCE = 2
@@ -26,72 +26,6 @@ PROTOCOL_VERSION = "2"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class RecordError(ValueError):
-    """A stored line that cannot be read; the text says which and why."""
-
-
-class Verdict(StrEnum):
-    """What became of a trial on a workload; docs/protocol.md explains each."""
-
-    OK = "ok"
-    SKIPPED = "skipped"  # a baseline or backend that cannot run this here; `reason` says why
-    NO_CODE = "no_code"
-    BUILD_ERROR = "build_error"
-    CRASH = "crash"
-    TIMEOUT = "timeout"
-    WRONG_SHAPE = "wrong_shape"
-    WRONG_NUMERICS = "wrong_numerics"
-    NON_DETERMINISTIC = "non_deterministic"
-    OUT_OF_BOUNDS = "out_of_bounds"
-    INTEGRITY = "integrity"
-    LIBRARY_DISPATCH = "library_dispatch"
-    IMPOSSIBLE = "impossible"
-    PROVEN = "proven"  # numerics right, speed not measurable here (interpreter, other GPU)
-    INFRA = "infra"  # our fault or the machine's: excluded from rates, counted apart
-
-
-class Stage(StrEnum):
-    """The funnel, in order; a trial's stage is the last one it completed."""
-
-    PLANNED = "planned"
-    GENERATED = "generated"
-    BUILT = "built"
-    RAN = "ran"
-    CORRECT = "correct"
-    CLEAN = "clean"
-    MEASURED = "measured"
-
-
-FUNNEL: tuple[Stage, ...] = tuple(Stage)[1:]
-
-_LAST_STAGE: Mapping[Verdict, Stage] = {
-    Verdict.OK: Stage.MEASURED,
-    Verdict.SKIPPED: Stage.PLANNED,
-    Verdict.NO_CODE: Stage.PLANNED,
-    Verdict.BUILD_ERROR: Stage.GENERATED,
-    Verdict.CRASH: Stage.BUILT,
-    Verdict.TIMEOUT: Stage.BUILT,
-    Verdict.WRONG_SHAPE: Stage.BUILT,
-    Verdict.WRONG_NUMERICS: Stage.RAN,
-    Verdict.NON_DETERMINISTIC: Stage.RAN,
-    Verdict.OUT_OF_BOUNDS: Stage.RAN,
-    Verdict.INTEGRITY: Stage.CORRECT,
-    Verdict.LIBRARY_DISPATCH: Stage.CORRECT,
-    Verdict.IMPOSSIBLE: Stage.CLEAN,
-    Verdict.PROVEN: Stage.CLEAN,
-    Verdict.INFRA: Stage.PLANNED,
-}
-
-
-def stage_of(verdict: Verdict) -> Stage:
-    """The last stage of the funnel that a trial with this verdict completed."""
-    return _LAST_STAGE[verdict]
-
-
-# Verdicts that count neither as success nor as failure of the candidate.
-NOT_COUNTED = frozenset({Verdict.SKIPPED, Verdict.INFRA})
 
 
 class Record(BaseModel):
@@ -346,104 +280,10 @@ class Result(Record):
     @property
     def stage(self) -> Stage:
         """The last stage of the funnel this trial completed."""
-        return _LAST_STAGE[self.verdict]
-
-
-MEASURED_VERDICTS = frozenset({Verdict.OK, Verdict.LIBRARY_DISPATCH, Verdict.IMPOSSIBLE, Verdict.INTEGRITY})
-
-
-class Environment(Record):
-    """The machine and software of one invocation, as found; nothing here was set by the harness."""
-
-    device: str
-    target: str
-    harness: str
-    python: str
-    platform: str
-    cpu: str = ""
-    cores: int = 0
-    driver: str = ""
-    cuda: str = ""
-    libraries: dict[str, str] = {}
-    gpu: dict[str, str] = Field(default={}, description="power limit, clocks, persistence, ECC as found")
-    baselines: dict[str, str] = Field(default={}, description="baseline -> 'usable' or the reason it is not")
-    sandbox: str = "none"
-    sources: str = Field("", description="hash of the harness's sources that decide a number; '': not known")
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """As it is written; what a later attnbench added stays out where it says nothing."""
-        return self.model_dump(mode="json", exclude=set() if self.sources else {"sources"})
-
-    @property
-    def digest(self) -> str:
-        """Hash of the content."""
-        return content_hash(self.content)
-
-
-class Extent(Record):
-    """How far a file went at some time: its first `bytes` bytes, and the hash of them."""
-
-    bytes: int = Field(ge=0)
-    sha256: Sha256
-
-
-class RunSummary(Record):
-    """What one invocation of a run took: stages in exclusive wall seconds (`summary.jsonl`)."""
-
-    started_at: str
-    wall_s: float
-    stages_s: dict[str, float]
-    gpu_work_s: float = Field(description="wall time in which the device verified or timed")
-    results: int
-    interrupted: bool = False
-    files: dict[str, Extent] = Field(
-        default={}, description="the run's append-only files and its experiment as they were then"
-    )
+        return stage_of(self.verdict)
 
 
 def content_hash(value: Mapping[str, Any]) -> str:
     """SHA-256 of canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def seal_of(data: Mapping[str, Any]) -> str:
-    """Hash of what a stored line says, its seal excepted: of the line, not of what a model makes of it."""
-    return content_hash({key: value for key, value in data.items() if key != "seal"})
-
-
-def sealed(result: Result, previous: str) -> Result:
-    """The result as it is stored after the line whose seal is `previous`."""
-    placed = result.model_copy(update={"schema_version": SCHEMA_VERSION, "previous": previous, "seal": ""})
-    return placed.model_copy(update={"seal": seal_of(json.loads(placed.model_dump_json()))})
-
-
-def read_result(line: str) -> Result:
-    """Parse one line; raises RecordError for anything that is not a valid result of a known version.
-
-    A line that was changed after it was sealed is refused, whoever reads it: reports leave it out and
-    say so, a run that holds it is not resumed.
-    """
-    try:
-        data = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RecordError(f"not JSON: {error}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
-        raise RecordError(
-            f"schema version {version!r}; this attnbench reads 1 to {SCHEMA_VERSION}. "
-            "Use the attnbench release that wrote the run, named in its environment.json."
-        )
-    if version >= SEALED_SINCE and data.get("seal") != seal_of(data):
-        what = "its seal is not the hash of its content" if data.get("seal") else "its seal is gone"
-        raise RecordError(
-            f"changed after it was recorded: {what}. Restore the line from a copy of the run, or measure "
-            "again in a new one."
-        )
-    try:
-        return Result.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise RecordError(f"{where}: {first['msg']}") from error

@@ -17,9 +17,9 @@ from harness.experiment import Cell
 from harness.generate.method import Brief
 from harness.measure.claims import claimed_times
 from harness.measure.roofline import Roofline
-from harness.records import Verdict
 from harness.tl.check import check
 from harness.tl.lower.lowered import Lowered
+from harness.verdicts import Verdict
 from harness.verify.exam import Question, Rejected
 from harness.worker.protocol import WorkerError
 from tasks.spec import Workload

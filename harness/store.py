@@ -20,7 +20,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.journal import Journal, StoreError, disk_error, force_names
-from harness.records import Environment, Extent, RecordError, Result, RunSummary, read_result, sealed
+from harness.records import Result
+from harness.runs import Environment, Extent, RunSummary
+from harness.seals import RecordError, read_result, sealed
 
 __all__ = ["Store", "StoreError", "read_summary"]
 

@@ -11,7 +11,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from harness.records import Record, RecordError, Sha256, Verdict, Verification, content_hash
+from harness.records import Record, Sha256, Verification, content_hash
+from harness.seals import RecordError
+from harness.verdicts import Verdict
 
 STORY_VERSION = 1
 

@@ -10,7 +10,8 @@ import threading
 from pathlib import Path
 
 from harness.journal import Journal, StoreError
-from harness.records import RecordError, Verification
+from harness.records import Verification
+from harness.seals import RecordError
 from harness.story import Ending, Exchange, Step, read_line
 
 TRANSCRIPTS = "transcripts.jsonl"

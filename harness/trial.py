@@ -12,10 +12,10 @@ from harness.journal import StoreError
 from harness.llm.budget import Budget, Caps
 from harness.llm.client import Request, Sampling, Stop
 from harness.llm.prices import Prices
-from harness.records import Verdict
 from harness.story import Ending, Exchange
 from harness.story import Step as StepRecord
 from harness.storybook import Storybook
+from harness.verdicts import Verdict
 from harness.workshop import Done
 
 

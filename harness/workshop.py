@@ -20,13 +20,14 @@ from harness.entrants import Acceptance, Entrant, build, candidate_trial
 from harness.experiment import Cell
 from harness.generate.examine import examine, rounded
 from harness.generate.method import Brief, Compile, Examine, Reply, Step, Time, Try
-from harness.records import Verdict, Verification, content_hash
+from harness.records import Verification, content_hash
 from harness.store import Store, StoreError
 from harness.story import Assignment
 from harness.tl import ir
 from harness.tl.check import check
 from harness.tl.lower.backends import lower
 from harness.tl.lower.lowered import Lowered, LowerError
+from harness.verdicts import Verdict
 from harness.verify.exam import Rejected
 from harness.worker.protocol import RequestFailed
 

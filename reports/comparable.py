@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.records import Environment, Result
+from harness.records import Result
+from harness.runs import Environment
 
 # Libraries that are recorded and change no figure: this one reads clocks and temperatures.
 IDLE_LIBRARIES = frozenset({"nvidia-ml-py"})

@@ -15,17 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from harness.records import (
-    NOT_COUNTED,
-    Environment,
-    Measurement,
-    Result,
-    RunSummary,
-    Verdict,
-    WorkloadRecord,
-    read_result,
-)
+from harness.records import Measurement, Result, WorkloadRecord
+from harness.runs import Environment, RunSummary
+from harness.seals import read_result
 from harness.story import Ending, Exchange, Step
+from harness.verdicts import NOT_COUNTED, Verdict
 from reports.comparable import LeftOut, split
 from reports.lines import SkippedLine, first_line, read_lines
 from reports.trials import read_stories

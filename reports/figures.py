@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from harness.records import Measurement, Verdict
+from harness.records import Measurement
+from harness.verdicts import Verdict
 from reports.dataset import Cell, Dataset, Row
 
 # What a failed cell is worth in "geomean with failures counted": a tenth of the best baseline.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.records import FUNNEL, Stage, Verdict
+from harness.verdicts import FUNNEL, Stage, Verdict
 from reports.dataset import Contender, Dataset, Row
 
 

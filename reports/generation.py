@@ -18,8 +18,8 @@ from harness.measure.statistics import (
     fast_p,
     pass_at_k,
 )
-from harness.records import FUNNEL, NOT_COUNTED, Stage, Verdict, stage_of
 from harness.story import Ending
+from harness.verdicts import FUNNEL, NOT_COUNTED, Stage, Verdict, stage_of
 from reports.dataset import Cell, Dataset, Row
 from reports.figures import FAILED_SPEEDUP, Speedup, best_baseline, speedup
 from reports.samples import Maker, maker_of, makers

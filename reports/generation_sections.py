@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from harness.measure.statistics import GeomeanInterval
-from harness.records import FUNNEL, Stage
+from harness.verdicts import FUNNEL, Stage
 from reports import paper, text
 from reports.cost_sections import costs_section
 from reports.figures import FAILED_SPEEDUP, Estimate

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.records import Stage
+from harness.verdicts import Stage
 from reports import text
 from reports.figures import FAILED_SPEEDUP
 from reports.generated import Generated

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from harness.records import RecordError
+from harness.seals import RecordError
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from harness.records import Stage, Verdict
 from harness.story import Assignment
+from harness.verdicts import Stage, Verdict
 from reports.dataset import Dataset, Row
 from reports.figures import fastest
 

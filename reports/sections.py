@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from harness.records import FUNNEL, Verdict
+from harness.verdicts import FUNNEL, Verdict
 from reports import text
 from reports.dataset import Cell, Dataset, Row
 from reports.figures import FAILED_SPEEDUP, Headline, Speedup, Standing, best_baseline, headlines, speedup

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from harness.records import FUNNEL, Verdict
+from harness.verdicts import FUNNEL, Verdict
 from reports import text
 from reports.conditions import noise_floor
 from reports.dataset import Cell, Dataset, Row

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.records import Measurement, Result, Verdict, WorkloadRecord
+from harness.records import Measurement, Result, WorkloadRecord
+from harness.verdicts import Verdict
 from reports.dataset import Cell, Row
 from reports.figures import Estimate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.records import RecordError
+from harness.seals import RecordError
 from harness.story import Ending, Exchange, Step, read_line
 from reports.lines import SkippedLine, read_lines
 

@@ -15,9 +15,11 @@ from harness.bench import Bench
 from harness.build.manifest import read_candidate
 from harness.experiment import Cell, experiment_of, make_plan
 from harness.pipeline import evaluate
-from harness.records import Result, RunSummary, Verdict
+from harness.records import Result
+from harness.runs import RunSummary
 from harness.store import Store
 from harness.targets import find_target
+from harness.verdicts import Verdict
 from harness.worker import family
 from tasks import discover
 from tests.conftest import GOOD, SANDBOX, TINY_TASK

@@ -13,18 +13,13 @@ import pytest
 from harness.audit import AuditError, audit
 from harness.build.manifest import Manifest
 from harness.llm.client import Message, Request, Sampling
-from harness.records import (
-    CandidateRecord,
-    Environment,
-    Result,
-    RunSummary,
-    Verdict,
-    content_hash,
-    seal_of,
-)
+from harness.records import CandidateRecord, Result, content_hash
+from harness.runs import Environment, RunSummary
+from harness.seals import seal_of
 from harness.store import Store
 from harness.story import Assignment, Ending, Exchange, Said, Step
 from harness.storybook import Storybook
+from harness.verdicts import Verdict
 from tests.command import attnbench
 from tests.reports import synthetic
 

@@ -24,7 +24,7 @@ from harness.environment import (
     usable_cores,
     without_paths,
 )
-from harness.records import Environment
+from harness.runs import Environment
 from harness.targets import TARGETS
 
 

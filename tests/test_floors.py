@@ -22,7 +22,7 @@ PACKAGES = ("tasks", "baselines", "harness", "reports")
 # Lowest first. The longest name that is a module or one of its packages decides.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("tasks", "harness.targets", "harness.tl"),
-    ("harness.records", "harness.story"),
+    ("harness.records", "harness.runs", "harness.verdicts", "harness.seals", "harness.story"),
     ("baselines", "harness.llm", "harness.build"),
     ("harness.worker", "harness.verify", "harness.measure", "harness.environment"),
     ("harness.generate",),
@@ -85,7 +85,10 @@ ALONE: Mapping[str, tuple[str, ...]] = {
     "harness.tl": ("harness.targets",),
 }
 # Reports read what was recorded, never the machinery that made it.
-READ_BY_REPORTS = ("harness.records", "harness.story", "harness.targets", "harness.measure.statistics")
+READ_BY_REPORTS = (
+    "harness.records", "harness.runs", "harness.verdicts", "harness.seals", "harness.story", "harness.targets",
+    "harness.measure.statistics",
+)  # fmt: skip
 # What would let a worker know the answer or the judge's bound.
 JUDGES_OWN = ("tasks.oracle", "harness.verify")
 CHILD = "harness.worker.child"

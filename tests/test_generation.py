@@ -17,10 +17,10 @@ from harness.generation import Generation, Made
 from harness.journal import StoreError
 from harness.llm.client import Completion, Deferred, ErrorKind, ProviderError, Request, Stop
 from harness.llm.prices import Prices
-from harness.records import Verdict
 from harness.store import Store
 from harness.story import Ending
 from harness.storybook import Storybook
+from harness.verdicts import Verdict
 from harness.workshop import Done, Workshop
 from tasks import discover
 from tests.generate.told import KERNEL, PROGRAM

@@ -10,9 +10,9 @@ from harness.bench import Bench
 from harness.build.manifest import read_candidate
 from harness.experiment import experiment_of, make_plan
 from harness.pipeline import evaluate
-from harness.records import Verdict
 from harness.store import Store
 from harness.targets import find_target, target_of_device
+from harness.verdicts import Verdict
 from tasks import discover
 from tests.conftest import SANDBOX, TINY_TASK
 from tests.ground import Silent

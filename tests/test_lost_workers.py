@@ -9,7 +9,7 @@ import pytest
 
 from harness import race
 from harness.measure.session import Session
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from harness.verify.exam import Exam
 from tests.ground import Ground, Silent, of, verdicts
 

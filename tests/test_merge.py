@@ -9,7 +9,8 @@ import pytest
 
 from harness.experiment import ExperimentError, experiment_of, read_experiment
 from harness.merge import merge
-from harness.records import Result, RunSummary
+from harness.records import Result
+from harness.runs import RunSummary
 from harness.store import Store, StoreError
 from reports.dataset import load_run
 from tests.command import attnbench

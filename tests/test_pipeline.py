@@ -10,7 +10,8 @@ import re
 
 import pytest
 
-from harness.records import Result, Verdict
+from harness.records import Result
+from harness.verdicts import Verdict
 from reports import load_run, render
 from tests.conftest import GOOD
 from tests.ground import Ground, Silent, of, verdicts

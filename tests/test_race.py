@@ -16,8 +16,9 @@ from harness.looks import CLAIMS, SECOND_LOOKS
 from harness.measure.session import Policy
 from harness.measure.telemetry import open_telemetry
 from harness.race import Race
-from harness.records import Check, Verdict
+from harness.records import Check
 from harness.targets import find_target
+from harness.verdicts import Verdict
 from harness.verify.exam import Limits, Rejected
 from harness.worker.protocol import RequestFailed, WorkerDied, WorkerTimeout, layout_of
 from tasks import find

@@ -9,28 +9,21 @@ import pytest
 from pydantic import ValidationError
 
 from harness.records import (
-    FUNNEL,
-    MEASURED_VERDICTS,
-    NOT_COUNTED,
     SCHEMA_VERSION,
     CandidateRecord,
     Check,
-    Environment,
     Identity,
     Measurement,
     Ratio,
-    RecordError,
     Result,
-    Stage,
     Summary,
-    Verdict,
     Verification,
     WorkloadRecord,
     content_hash,
-    read_result,
-    seal_of,
-    sealed,
 )
+from harness.runs import Environment
+from harness.seals import RecordError, read_result, seal_of, sealed
+from harness.verdicts import FUNNEL, MEASURED_VERDICTS, NOT_COUNTED, Stage, Verdict
 
 SHA = "0" * 64
 IDENTITY = Identity(task=SHA, workload="w", candidate=SHA, target="h100", harness="0.1.0")

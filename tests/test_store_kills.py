@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from harness.audit_results import check_results
 from harness.audit_stories import check_stories
 from harness.journal import Journal, StoreError
-from harness.records import Environment, Identity, Result, RunSummary, WorkloadRecord, read_result
+from harness.records import Identity, Result, WorkloadRecord
+from harness.runs import Environment, RunSummary
+from harness.seals import read_result
 from harness.store import Store
 from harness.story import Exchange, Said, Step
 from harness.storybook import Storybook

@@ -12,10 +12,10 @@ from harness.assignments import Commission, commissions
 from harness.bench import RESTING, Bench
 from harness.experiment import Experiment, experiment_of
 from harness.generate.method import Compile, Examine, Step, Time, Try
-from harness.records import Verdict
 from harness.store import Store
 from harness.targets import find_target
 from harness.tl.corpus_index import corpus
+from harness.verdicts import Verdict
 from harness.workshop import Done, Workshop, seed_of
 from tasks import discover
 from tests.conftest import GOOD, SANDBOX, TINY_TASK

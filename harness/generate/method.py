@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from harness.llm.client import Message, Stop
-from harness.records import Verdict
 from harness.targets import Target
+from harness.verdicts import Verdict
 from tasks.spec import Task, Workload
 
 

@@ -7,7 +7,7 @@ from harness.generate.extract import kernel_of
 from harness.generate.method import Brief, Story, Time, Try, answer_of, reply_of
 from harness.generate.prompts import Prompt, render
 from harness.llm.client import Stop
-from harness.records import Verdict
+from harness.verdicts import Verdict
 
 
 def vanilla(brief: Brief) -> Story:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.llm.client import Completion, ErrorKind, ProviderError, Request, Stop
 from harness.llm.nearest import differences, nearest
-from harness.records import RecordError
+from harness.seals import RecordError
 from harness.story import Exchange, read_line
 
 FILE_NAME = "transcripts.jsonl"

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from harness.records import Check, Verdict, Verification
+from harness.records import Check, Verification
+from harness.verdicts import Verdict
 from harness.verify.exam import Exam, Question, Rejected, rejection_of
 from harness.worker.process import Worker
 from harness.worker.protocol import WorkerError

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.records import Check, Verdict, Verification
+from harness.records import Check, Verification
+from harness.verdicts import Verdict
 from harness.verify.inputs import make_inputs
 from harness.verify.tolerance import Expectation, expect
 from harness.worker.image import Image

@@ -15,7 +15,7 @@ import typer.main
 
 from harness.cli import app
 from harness.experiment import Experiment, experiment_of
-from harness.records import _LAST_STAGE, Stage, Verdict
+from harness.verdicts import _LAST_STAGE, Stage, Verdict
 from harness.verify.exam import Limits
 from tests.docs.pages import PAGES, ROOT, blocks, plain, rows, text_of
 

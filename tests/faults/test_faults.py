@@ -29,8 +29,10 @@ from harness.entrants import Entrant
 from harness.exits import EXIT_STORE
 from harness.measure.session import Session
 from harness.measure.telemetry import NvmlTelemetry
-from harness.records import Result, Telemetry, Verdict, read_result
+from harness.records import Result, Telemetry
+from harness.seals import read_result
 from harness.store import StoreError
+from harness.verdicts import Verdict
 from harness.verify.exam import Exam
 from harness.worker import family, process
 from harness.worker.caps import GIB, Caps

@@ -11,8 +11,8 @@ from harness.generate.method import Answer, Ask, Reply
 from harness.generate.methods import METHODS
 from harness.generate.prompts import FOLDER, render, templates
 from harness.llm.client import Stop
-from harness.records import Verdict
 from harness.targets import find_target
+from harness.verdicts import Verdict
 from tasks import discover
 from tests.generate.told import KERNEL, RIGHT, WRONG, brief, model, outline, play
 

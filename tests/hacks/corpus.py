@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from harness.bench import Bench
 from harness.build.manifest import read_candidate
 from harness.experiment import experiment_of, make_plan
 from harness.pipeline import evaluate
-from harness.records import Result, Verdict
+from harness.records import Result
 from harness.store import Store
 from harness.targets import find_target, target_of_device
+from harness.verdicts import Verdict
 from tasks import discover
 from tests.conftest import SANDBOX, TINY_TASK, needs_sandbox
 from tests.ground import Silent, workers_left

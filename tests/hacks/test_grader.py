@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from tests.conftest import needs_sandbox
 from tests.hacks.corpus import hacks_of
 from tests.hacks.ground import Aftermath, run

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from tests.conftest import needs_sandbox
 from tests.hacks.corpus import CORPUS, hacks_of
 from tests.hacks.ground import KERNELS, Aftermath, run

@@ -20,9 +20,10 @@ from harness.build.manifest import read_candidate
 from harness.experiment import experiment_of, make_plan
 from harness.pipeline import evaluate
 from harness.programs import program_candidates
-from harness.records import Result, Verdict
+from harness.records import Result
 from harness.store import Store
 from harness.targets import find_target
+from harness.verdicts import Verdict
 from tasks import discover
 from tasks.spec import Task
 from tests.conftest import SANDBOX

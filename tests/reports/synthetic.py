@@ -11,20 +11,19 @@ from harness.records import (
     Block,
     CandidateRecord,
     Check,
-    Environment,
     Identity,
     KernelRecord,
     Measurement,
     Ratio,
     Result,
-    RunSummary,
     Summary,
     Telemetry,
-    Verdict,
     Verification,
     WorkloadRecord,
-    sealed,
 )
+from harness.runs import Environment, RunSummary
+from harness.seals import sealed
+from harness.verdicts import Verdict
 
 SOURCE = "import torch\n\n\ndef attention(q, k, v, out, *, scale):\n    ...  # <invented & only for tests>\n"
 PEAK = {"h100": 989.4}

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.records import CandidateRecord, Result, Verdict, WorkloadRecord, content_hash
+from harness.records import CandidateRecord, Result, WorkloadRecord, content_hash
 from harness.story import Assignment, Ending, Exchange, Said, Step
+from harness.verdicts import Verdict
 from tests.reports import synthetic
 from tests.reports.synthetic import REASONS, sha
 

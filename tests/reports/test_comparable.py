@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from harness.records import Environment, Result, Verdict
+from harness.records import Result
+from harness.runs import Environment
+from harness.verdicts import Verdict
 from reports import render
 from reports.comparable import comparable, split
 from reports.dataset import load_run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from reports import text
 from reports.ablation import contrasts
 from reports.costs import Cost, costs, paid

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from reports.dataset import RunError, label_rows, load_run
 from tests.reports import synthetic
 

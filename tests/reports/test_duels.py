@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from reports.dataset import load_run
 from reports.duels import BEST, COUNTED, PAIRED, Duel, duels
 from reports.figures import FAILED_SPEEDUP

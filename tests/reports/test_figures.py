@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.records import Ratio, Result, Stage, Verdict
+from harness.records import Ratio, Result
+from harness.verdicts import Stage, Verdict
 from reports.conditions import noise_floor, time_spent
 from reports.dataset import Cell, group_cells, label_rows, load_run
 from reports.figures import (

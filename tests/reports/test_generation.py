@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.records import FUNNEL, Stage, Verdict
+from harness.verdicts import FUNNEL, Stage, Verdict
 from reports.dataset import Dataset, load_run
 from reports.figures import FAILED_SPEEDUP
 from reports.generation import OVERALL, Attempt, Score, attempts, pace, passes, scores, wilson

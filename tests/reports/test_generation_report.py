@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from reports import load_run, render, terminal_table
 from reports import stories as stories_module
 from reports.generated import Generated

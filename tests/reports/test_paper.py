@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from reports.dataset import load_run
 from reports.generated import Generated
 from reports.paper import CLAIMS, Answers, answers

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from reports import RunError, load_run, render
 from reports.page import anchor
 from tests.reports import synthetic

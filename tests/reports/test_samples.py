@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from reports.dataset import Dataset, load_run
 from reports.figures import headlines
 from reports.funnel import funnel

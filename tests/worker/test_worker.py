@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from harness.build.manifest import read_candidate
-from harness.records import Verdict
+from harness.verdicts import Verdict
 from harness.verify.acceptance import accept
 from harness.verify.exam import Exam, ImageStore, Limits, Question, Rejected, rejection_of
 from harness.worker.family import freeze
 from harness.worker.loading import packed
-from harness.worker.process import WorkerPool
+from harness.worker.pool import WorkerPool
 from harness.worker.protocol import RequestFailed, WorkerDied, WorkerTimeout
 from tasks import find
 from tests.conftest import GOOD, SANDBOX
