@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.worker.sandbox import NoSandbox, Sandbox, find_sandbox
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # as many test processes as cores: their threads would wait for each other
+    torch.set_num_threads(1)
 
 
 def _sandbox() -> Sandbox | None:

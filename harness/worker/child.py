@@ -235,19 +235,18 @@ def operators(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, 
     """Calls on a CPU as PyTorch's profiler sees them: of each its outermost operators, in ms."""
     import time
 
-    import torch
+    from torch.autograd.profiler import profile as profiling  # torch.profiler's imports TorchDynamo: 2 s
 
     call = state.timed[args["kernel"]].call
     call(0)
-    cpu = [torch.profiler.ProfilerActivity.CPU]
     calls = []
     for _call in range(args["calls"]):
-        with torch.profiler.profile(activities=cpu, experimental_config=_every_thread()) as profile:
+        with profiling(experimental_config=_every_thread()) as profile:
             begin = time.perf_counter_ns()
             call(0)
             wall_ms = (time.perf_counter_ns() - begin) / 1e6
         found: dict[str, float] = {}
-        for event in profile.events() or ():
+        for event in profile.function_events or ():
             if event.cpu_parent is None:
                 ms = max(event.cpu_time_total / 1e3, 0.0)  # less than none where a profile began within it
                 found[event.name] = found.get(event.name, 0.0) + ms
