@@ -28,6 +28,15 @@ GPUS = {
     "rtx8000": ("RTX 8000",),
 }
 
+# Tests of what must hold however kernels behave, beside tests/hacks.
+CORPUS = (
+    "tests/honest",
+    "tests/faults",
+    "tests/test_lost_workers.py",
+    "tests/test_soak.py",
+    "tests/test_pipeline.py",
+)
+
 # A GPU host has its own torch, matched to its driver; a session uses that one where nox can see it.
 # On a machine without a GPU there is nothing to set up, only something to say.
 SHOWS_GPU = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
@@ -45,7 +54,7 @@ def install(session: nox.Session, *extras: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, two at once but for those that hold bounds of time; options go to one plain pytest
-    (`nox -s tests -- -k store`). Hostile kernels have a session of their own, `nox -s hacks`."""
+    (`nox -s tests -- -k store`). Long runs of faulty and odd kernels are in `nox -s hacks`."""
     install(session, "test")
     if session.posargs:
         session.run("pytest", *session.posargs)
@@ -58,7 +67,8 @@ def tests(session: nox.Session) -> None:
 def hacks(session: nox.Session) -> None:
     """Hostile, faulty and odd kernels on this machine's CPU: each must get its verdict; some ten minutes."""
     install(session, "test")
-    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "corpus", *session.posargs)
+    chosen = session.posargs or ["tests/hacks", *CORPUS]
+    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "not gpu", *chosen)
 
 
 @nox.session(name="hacks-gpu", venv_backend=GPU_BACKEND)

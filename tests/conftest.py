@@ -28,8 +28,8 @@ needs_sandbox = pytest.mark.skipif(SANDBOX is None, reason="no sandbox is to be 
 
 # Tests that hold bounds of time: two of them at once would measure each other (`nox -s tests` runs the
 # rest on two cores first, then these).
-# Long runs of hostile, faulty and odd kernels: a session of their own (`nox -s hacks`).
-CORPUS = ("hacks/", "honest/", "faults/", "test_lost_workers.py", "test_soak.py")
+# Long runs of faulty and of odd but honest kernels: `nox -s hacks` has them, beside the hostile ones.
+CORPUS = ("honest/", "faults/", "test_lost_workers.py", "test_soak.py")
 ALONE = ("benchmarks/", "measure/", "tasks/test_suite.py", "test_cli.py", "tl/test_speed.py")
 
 TINY_TASK = '''

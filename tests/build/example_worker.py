@@ -1,6 +1,6 @@
 """Runs one example against the oracle in a process of its own: backend modules are chosen at import.
 
-usage: python -m tests.build.example_worker CANDIDATE TASK DEVICE DTYPE
+usage: python -m tests.build.example_worker CANDIDATE TASK[,TASK...] DEVICE DTYPE
 """
 
 from __future__ import annotations
@@ -37,4 +37,6 @@ def main(name: str, task_name: str, device: str, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    candidate, tasks_of_it, *rest = sys.argv[1:]
+    for one in tasks_of_it.split(","):
+        main(candidate, one, *rest)
