@@ -93,6 +93,14 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
+@nox.session
+def publish(session: nox.Session) -> None:
+    """The site of the published runs in site/; other runs and options after `--` take their place."""
+    install(session)
+    published = [str(path) for path in sorted(Path("reports/published").iterdir()) if path.is_dir()]
+    session.run("attnbench", "publish", *(session.posargs or published))
+
+
 @nox.session(name="eval-cpu")
 def eval_cpu(session: nox.Session) -> None:
     """The main job on the CPU: examples and human baselines, verified, timed, compared."""

@@ -64,6 +64,7 @@ TaskFolders = Annotated[
         "--tasks", metavar="DIR", help="A folder with task files of your own, beside the suite. Repeatable."
     ),
 ]
+SiteFolder = Annotated[Path, typer.Option(metavar="DIR", help="The site's folder; a site there is replaced.")]
 Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
@@ -283,6 +284,26 @@ def verify(
     from harness import audit_command
 
     audit_command.verify(run, as_json)
+
+
+@app.command()
+def publish(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    out: SiteFolder = Path("site"),
+    title: Annotated[str, typer.Option(help="What the site is called.")] = "attnbench",
+    task_folders: TaskFolders = None,
+    as_json: Json = False,
+) -> None:
+    """Write a static site of runs: the leaderboard, a page for each task and each kernel, every record.
+
+    It needs no server and no network: open index.html, or put the folder on any static host. Targets
+    stand side by side and are never mixed.
+
+    Example: `attnbench publish reports/published/* --out site`
+    """
+    from harness.publish_command import publish_site
+
+    publish_site(runs, out, title, task_folders or [], as_json)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from reports.dataset import load_run
 from reports.samples import best_of_samples
 
 REPORT_FOLDER = "report"
+PLOTS = "plots"
 
 
 def render(run: Path, out: Path | None = None) -> list[Path]:
@@ -21,7 +22,7 @@ def render(run: Path, out: Path | None = None) -> list[Path]:
     dataset = load_run(run)
     shown = best_of_samples(dataset)
     out = out or run / REPORT_FOLDER
-    (out / "plots").mkdir(parents=True, exist_ok=True)
+    (out / PLOTS).mkdir(parents=True, exist_ok=True)
     look = plots.looks(shown)
     figures: dict[tuple[str, str], list[str]] = {}
     names: dict[tuple[str, str], list[str]] = {}
@@ -29,7 +30,7 @@ def render(run: Path, out: Path | None = None) -> list[Path]:
     for group in shown.groups:
         for panel in plots.panels(shown, *group):
             svg = plots.panel_svg(panel, look)
-            name = f"plots/{panel.slug}.svg"
+            name = f"{PLOTS}/{panel.slug}.svg"
             figures.setdefault(group, []).append(svg)
             names.setdefault(group, []).append(name)
             written.append(_write(out / name, svg))

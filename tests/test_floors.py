@@ -58,6 +58,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "harness.cli",
         "harness.audit_command",
+        "harness.publish_command",
         "harness.commands",
         "harness.tl_compile",
         "harness.static_report",
