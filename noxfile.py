@@ -94,6 +94,13 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """The site in a headless Chromium, which the system must have."""
+    install(session, "test", "browser")
+    session.run("pytest", "tests/reports/test_site_browser.py", *session.posargs)
+
+
+@nox.session
 def publish(session: nox.Session) -> None:
     """The site of the published runs in site/; other runs and options after `--` take their place."""
     install(session)

@@ -302,7 +302,7 @@
       state = { target: state.target };
       changed();
     });
-    form.querySelector(".selects").append(el("label", {}, ["\u00a0", reset]));
+    form.querySelector(".selects").append(el("div", { class: "reset" }, reset));
     document.getElementById("more").addEventListener("click", function () { all = true; show(); });
     form.hidden = false;
   }
