@@ -88,11 +88,7 @@ def runs(incomplete: str) -> list[str]:
 def trials(context: typer.Context, incomplete: str) -> list[str]:
     """TASK/NAME of each trial that ended, in --run or in the newest run."""
     named = context.params.get("run")
-    found = (
-        [Path(str(named)) / "trials.jsonl"]
-        if named
-        else sorted(Path("runs").glob("*/trials.jsonl"), key=_age)[:1]
-    )
+    found = [Path(str(named)) / "trials.jsonl"] if named else _newest(Path("runs").glob("*/trials.jsonl"))
     names = []
     for file in filter(Path.is_file, found):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -110,8 +106,10 @@ def _model(assignment: dict[str, list[str]]) -> str:
     return "-".join(model.partition(":")[2] for model in assignment["models"])
 
 
-def _age(file: Path) -> float:
-    return -file.stat().st_mtime
+def _newest(files: Iterable[Path]) -> list[Path]:
+    """The newest that holds anything."""
+    held = [(file, file.stat()) for file in files]
+    return [file for file, stat in sorted(held, key=lambda h: -h[1].st_mtime) if stat.st_size][:1]
 
 
 def _paths(incomplete: str, ending: str) -> list[str]:

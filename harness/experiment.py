@@ -346,7 +346,8 @@ def _workloads(task: Task, experiment: Experiment) -> list[Workload]:
         has = ", ".join(sorted({w.dtype for w in found.values()}))
         asked = ", ".join(experiment.dtypes)
         raise ExperimentError(
-            f"task {task.name} has no workload in {asked} in {', '.join(sets)}; it has {has}"
+            f"task {task.name} has no workload in {asked} in {', '.join(sets)}; it has {has}. "
+            "Choose another --dtype or --workloads"
         )
     return kept
 

@@ -276,7 +276,8 @@ def show(run: Path, name: str | None, as_json: bool, prompts: bool) -> None:
 
 def latest_run() -> Path:
     """The newest directory in runs/ that holds trials."""
-    found = sorted(Path("runs").glob("*/trials.jsonl"), key=lambda p: p.stat().st_mtime)
+    every = [(p, p.stat()) for p in Path("runs").glob("*/trials.jsonl")]
+    found = [p for p, stat in sorted(every, key=lambda e: e[1].st_mtime) if stat.st_size]
     if not found:
         fail("no run in runs/ holds trials of models; name one with --run DIR", EXIT_USAGE)
     return found[-1].parent

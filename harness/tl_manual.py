@@ -18,7 +18,7 @@ TL = foot(
 CHECK = foot(
     "attnbench tl check first.tl",
     "attnbench tl check first.tl --target a100",
-    "attnbench tl check --task gqa_causal --notes",
+    "attnbench tl check loose.tl --notes         # what was read into it",
     then="`attnbench tl explain CODE` for a finding; `attnbench tl run FILE` where there is none.",
     codes=(EXIT_USAGE, EXIT_INTERRUPTED),
     found=_WRONG,

@@ -50,12 +50,17 @@ def _walk(words: tuple[str, ...], command: Any) -> Iterator[Command]:
         yield from _walk((*words, name), inner)
 
 
-def parse(words: list[str]) -> None:
-    """By the real command line, without running anything; raises what a user would see."""
+def parse(words: list[str]) -> dict[str, Any]:
+    """By the real command line, without running anything; raises what a user would see.
+
+    Returns the values of all arguments and options by their names in Python.
+    """
     command: Any = typer.main.get_command(app)
+    values: dict[str, Any] = {}
     while True:
         with command.make_context(command.name, list(words)) as context:
+            values |= {name: value for name, value in context.params.items() if value is not None}
             rest = [*context._protected_args, *context.args]
             if not hasattr(command, "resolve_command") or not rest:
-                return
+                return values
             _, command, words = command.resolve_command(context, rest)
