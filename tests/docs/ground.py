@@ -136,6 +136,8 @@ def _kernels(folder: Path) -> None:
     for name, text in files("docs/write-a-kernel.md").items():
         if name.startswith("plain/"):
             _write(folder / "my_kernels" / name, text)
+    (mine,) = (text for text in blocks("docs/write-a-kernel.md", "toml") if "my_kernels" in text)
+    _write(folder / "mine.toml", mine)
     (example,) = (text for text in blocks("docs/tasks.md", "python") if "TASK = Task(" in text)
     _write(folder / "my_tasks" / "strided.py", example)
     strider = folder / "my_kernels" / "strider"

@@ -60,6 +60,7 @@ RUN = (
     Step("attnbench eval cpu --task mha --baseline NAME", "kernels",
          words="attnbench eval cpu --task mha --baseline naive --out runs/NAIVE --candidates my_kernels/strider",
          says="naive"),
+    Step("attnbench eval mine.toml", "kernels", says="plain: "),
     Step("attnbench eval t4 --compile-only", "kernels", says="1 kernels for sm_75"),
     Step("attnbench eval a100 --compile-only --task mha_causal --candidates my_kernels", "kernels",
          says="left out plain"),
