@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,16 +51,20 @@ class AuditError(ValueError):
     """A directory that is no run; the text says what is missing."""
 
 
-def audit(run: Path, tasks: Mapping[str, str]) -> Audit:
+def audit(
+    run: Path, tasks: Mapping[str, str], moved: Callable[[int, int], None] = lambda done, total: None
+) -> Audit:
     """Everything found in the run at `run`; `tasks` maps the tasks installed here to hashes of their files.
 
-    Raises AuditError where there is no run.
+    `moved` is told how many lines of results are done. Raises AuditError where there is no run.
     """
     if not (run / RESULTS).is_file():
-        raise AuditError(f"{run} holds no {RESULTS}; give the directory of a run")
+        raise AuditError(
+            f"{run} holds no {RESULTS}; give the directory of a run, as `attnbench eval` printed it"
+        )
     found = Audit()
     environments = _environments(run / ENVIRONMENTS, found)
-    results = check_results(run / RESULTS, environments, found)
+    results = check_results(run / RESULTS, environments, found, moved)
     stories = check_stories(run, found)
     stories.check_results(results, found)
     _check_sources(run / ARTIFACTS, _sources(results, stories), found)

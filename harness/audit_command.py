@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from harness.audit import Audit, AuditError, audit
 from harness.exits import EXIT_FOUND, EXIT_STORE, EXIT_USAGE, fail
+from harness.progress import Bar, output
 from tasks import discover
 
 
@@ -19,7 +20,8 @@ def verify(run: Path, as_json: bool) -> None:
     """Print what an audit of the run found; leaves with EXIT_FOUND where that is anything."""
     tasks = {name: hashlib.sha256(task.source.encode()).hexdigest() for name, task in discover().items()}
     try:
-        found = audit(run, tasks)
+        with Bar(output(as_json=True), "verifying") as bar:
+            found = audit(run, tasks, bar.moved)
     except AuditError as error:
         fail(str(error), EXIT_USAGE)
     except OSError as error:

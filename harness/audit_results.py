@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,7 +37,10 @@ class ResultLine:
 
 
 def check_results(
-    file: Path, environments: Mapping[str, Mapping[str, object]], report: Report
+    file: Path,
+    environments: Mapping[str, Mapping[str, object]],
+    report: Report,
+    moved: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ResultLine]:
     """The lines that can be read; everything else is reported."""
     read: list[ResultLine] = []
@@ -45,6 +48,7 @@ def check_results(
     before: str | None = ""  # seal of the line before; None: it cannot be read
     lines = lines_of(file.read_bytes())
     for number, line in enumerate(lines, 1):
+        moved(number, len(lines))
         where = f"{file.name}:{number}"
         if number == len(lines) and torn(line):
             report.notes.append(f"{where} is torn: writing it was cut off, and resuming does it again")

@@ -6,20 +6,18 @@ import datetime
 import json
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from harness.bench import Bench, MachineError, can_stand_in
 from harness.build.manifest import CandidateError, Manifest, scan_candidates
 from harness.console import Watcher
-from harness.doctor import findings
-from harness.exits import EXIT_FOUND, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_STORE, EXIT_USAGE, fail
+from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_STORE, EXIT_USAGE, fail
 from harness.experiment import (
     Experiment,
     ExperimentError,
@@ -29,62 +27,26 @@ from harness.experiment import (
     make_plan,
     read_experiment,
 )
-from harness.generation_commands import MODEL_ERRORS, Unfinished, make_kernels, prepare, stop_unfinished
+from harness.generation import Made
+from harness.generation_commands import (
+    MODEL_ERRORS,
+    Unfinished,
+    make_kernels,
+    prepare,
+    progress_object,
+    stop_unfinished,
+)
 from harness.merge import Merged, merge
 from harness.pipeline import evaluate as run_plan
+from harness.progress import Bar, output
 from harness.runs import RunSummary
 from harness.store import Store, StoreError
 from harness.targets import TargetError, find_target
 from harness.worker.protocol import WorkerError
 from harness.worker.sandbox import NoSandbox, Sandbox, find_sandbox
-from tasks import Task, TaskError, discover, find
+from tasks import Task, TaskError, discover
 
 T = TypeVar("T")
-
-
-def doctor(as_json: bool) -> None:
-    """Print the diagnosis of this machine."""
-    rows = findings()
-    if as_json:
-        print(json.dumps([row.__dict__ for row in rows], indent=1))
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "what", "state", "what to do"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        mark = "[green]yes[/]" if row.usable else "[yellow]no[/]"
-        table.add_row(mark, row.what, escape(row.state), escape(row.advice))
-    Console(highlight=False).print(table)
-
-
-def list_tasks(folders: Sequence[Path]) -> None:
-    """Print the tasks with their sets."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("task", "title", "workload sets"):
-        table.add_column(column)
-    for task in guarded(lambda: discover(*folders)).values():
-        sets = ", ".join(f"{name} ({len(w)})" for name, w in task.workloads.items())
-        table.add_row(f"[bold]{task.name}[/]", task.title, sets)
-    Console(highlight=False).print(table)
-
-
-def show_task(name: str, folders: Sequence[Path]) -> None:
-    """Print one task."""
-    task = guarded(lambda: find(name, *folders))
-    console = Console(highlight=False)
-    console.print(f"[bold]{task.name}[/]  {escape(task.title)}\n\n{escape(task.description)}\n")
-    console.print(f"  {escape(task.math)}\n\n{escape(task.signature)}\n", soft_wrap=True)
-    for tensor in task.tensors:
-        console.print(f"  {tensor.name:<4} ({', '.join(tensor.axes)})  {tensor.role}  {escape(tensor.doc)}")
-    for parameter in task.parameters:
-        console.print(f"  {parameter.name}: {parameter.type}  {escape(parameter.doc)}")
-    for set_name, workloads in task.workloads.items():
-        table = Table(title=f"\n{set_name}", box=None, pad_edge=False, title_justify="left")
-        for column in ("workload", "GFLOP", "MB", "label"):
-            table.add_column(column, justify="left" if column in ("workload", "label") else "right")
-        for w in workloads:
-            table.add_row(w.key, f"{task.flops(w) / 1e9:.2f}", f"{task.bytes(w) / 1e6:.1f}", escape(w.label))
-        console.print(table)
 
 
 def evaluate(
@@ -97,12 +59,13 @@ def evaluate(
     partial: bool = False,
     prove_on: str | None = None,
     no_sandbox: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Run an experiment into its directory and print the report.
+    """Run an experiment into its directory and print the report; as JSON: one object for a script.
 
     `prove_on`: the GPU at hand, which proves the numerics of the target's CUDA kernels in its place.
     """
-    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, time_cap))
+    experiment, plan, known = guarded(lambda: planned(source, overrides, task_folders, time_cap))
     target = find_target(experiment.target)
     stand_in = guarded(lambda: find_target(prove_on)) if prove_on else None
     if stand_in is not None:
@@ -112,12 +75,12 @@ def evaluate(
                 EXIT_USAGE,
             )
         experiment, plan = _to_be_proven(experiment, plan)
-    prepared = guarded(lambda: prepare(experiment, known, source))
+    prepared = guarded(lambda: prepare(experiment, known, source, fresh=not resume))
     kernels = plan.candidates or plan.ended or experiment.models or experiment.programs
     sandbox = guarded(lambda: confinement(no_sandbox)) if kernels else None
     run = out or Path("runs") / f"{target.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     signal.signal(signal.SIGTERM, _terminated)
-    console = Console(highlight=False)
+    console = output(as_json)
     if kernels and sandbox is None:
         console.print("[yellow]no sandbox[/] kernels run with your rights; every record says so")
     for reason in plan.unusable:
@@ -128,7 +91,7 @@ def evaluate(
             Store(run, resume=resume) as store,
             Bench(experiment, target, task_folders=task_folders, sandbox=sandbox, stand_in=stand_in) as bench,
         ):
-            store.add_experiment(_as_toml(experiment))
+            store.add_experiment(as_toml(experiment))
             if store.dropped:
                 console.print("[yellow]the last line of the run was torn and is done again[/]")
             whole = make_kernels(experiment, plan, known, prepared, store, bench, console, partial)
@@ -137,9 +100,9 @@ def evaluate(
 
     try:
         summary = guarded(go)
-        _print_report(run, console)
+        _print_report(run, console, None, as_json)
     except Unfinished as unfinished:
-        stop_unfinished(unfinished, run, "eval", console)
+        stop_unfinished(unfinished, run, "eval", console, as_json)
     except KeyboardInterrupt:
         fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
     share = summary.gpu_work_s / summary.wall_s if summary.wall_s else 0.0
@@ -177,83 +140,52 @@ def confinement(no_sandbox: bool) -> Sandbox | None:
         ) from error
 
 
-def compile_only(
+def generate(
     source: str,
     overrides: dict[str, Any],
     task_folders: Sequence[Path],
     out: Path | None,
-    no_sandbox: bool = False,
-) -> None:
-    """Compile an experiment's CUDA kernels for its target, on any machine; report what the compiler says."""
-    from harness import static_report
-    from harness.build.nvrtc import CompilerMissing, include_folders
-    from harness.programs import program_candidates
-
-    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, None))
-    target = find_target(experiment.target)
-    if not target.is_gpu:
-        fail(f"--compile-only is for GPUs; {target.name} is none", EXIT_USAGE)
-    try:
-        include_folders()
-    except CompilerMissing as error:
-        fail(str(error), EXIT_MACHINE)
-    sandbox = guarded(lambda: confinement(no_sandbox))
-    console = Console(highlight=False)
-    run = out or Path("runs") / f"{target.name}-static-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-    def go() -> static_report.Static:
-        with Store(run, resume=False) as store:
-            store.add_experiment(_as_toml(experiment))
-            programs, refused = program_candidates(experiment, known, store, source)
-            for line in (*plan.unusable, *refused):
-                console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
-            candidates = [*plan.candidates, *programs]
-            for manifest in [m for m in candidates if m.backend != "cuda"]:
-                why = f"{manifest.name}: {manifest.backend} is compiled where it runs"
-                console.print(f"[yellow]left out[/] {escape(why)}", soft_wrap=True)
-            return static_report.compile_all(target, candidates, plan.cells, sandbox)
-
-    static = guarded(go)
-    written = static_report.write(static, run)
-    static_report.show(static, console)
-    for path in written:
-        console.print(f"  {path}", soft_wrap=True)
-    if static.problems:
-        raise SystemExit(EXIT_FOUND)
-
-
-def generate(
-    source: str, overrides: dict[str, Any], task_folders: Sequence[Path], out: Path | None, resume: bool
+    resume: bool,
+    as_json: bool = False,
 ) -> None:
     """The part of `evaluate` that needs no device: ask models as far as they get without one."""
-    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, None))
-    prepared = guarded(lambda: prepare(experiment, known, source))
+    experiment, plan, known = guarded(lambda: planned(source, overrides, task_folders, None))
+    prepared = guarded(lambda: prepare(experiment, known, source, fresh=not resume))
     run = out or Path("runs") / f"{experiment.target}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     signal.signal(signal.SIGTERM, _terminated)
-    console = Console(highlight=False)
+    console = output(as_json)
 
     def go() -> None:
         with Store(run, resume=resume) as store:
-            store.add_experiment(_as_toml(experiment))
+            store.add_experiment(as_toml(experiment))
             make_kernels(experiment, plan, known, prepared, store, None, console)
 
     try:
         guarded(go)
     except Unfinished as unfinished:
-        stop_unfinished(unfinished, run, "generate", console)
+        stop_unfinished(unfinished, run, "generate", console, as_json)
     except KeyboardInterrupt:
         fail(f"interrupted; what was recorded is kept. Go on with: --resume --out {run}", EXIT_INTERRUPTED)
-    console.print(f"every trial of a model has ended; next: attnbench eval {source} --out {run} --resume")
+    if as_json:
+        print(json.dumps(progress_object(run, Made(), len(prepared.wanted.trials)), indent=1))
+    console.print(
+        f"every trial of a model has ended; next: attnbench eval {source} --out {run} --resume",
+        soft_wrap=True,
+    )
 
 
-def merge_runs(source: str, parts: Sequence[Path], out: Path) -> None:
+def merge_runs(source: str, parts: Sequence[Path], out: Path, as_json: bool = False) -> None:
     """One run of several that did a part of an experiment each."""
 
     def go() -> Merged:
         experiment = read_experiment(source)
-        return merge(parts, experiment, _as_toml(experiment), out)
+        with Bar(output(as_json=True), "merging") as bar:
+            return merge(parts, experiment, as_toml(experiment), out, bar.moved)
 
     merged = guarded(go)
+    if as_json:
+        print(json.dumps({"run": str(out), **asdict(merged)}, indent=1))
+        return
     print(
         f"{merged.results} results, {merged.stories} trials of models and {merged.answers} answers in {out}\n"
         f"  attnbench eval {source} --out {out} --resume     measures what is missing\n"
@@ -261,30 +193,55 @@ def merge_runs(source: str, parts: Sequence[Path], out: Path) -> None:
     )
 
 
-def report(run: Path, out: Path | None) -> None:
-    """Write and print the report of a run."""
-    _print_report(run, Console(highlight=False), out)
+def report(run: Path, out: Path | None, as_json: bool = False) -> None:
+    """Write and print the report of a run; ends the command where nothing is recorded in it."""
+    from reports import RunError, load_run
+
+    try:
+        dataset = load_run(run)
+    except RunError as error:
+        fail(str(error), EXIT_USAGE)
+    except OSError as error:
+        fail(f"cannot read {error.filename or run}: {error.strerror or error}", EXIT_STORE)
+    if not (dataset.rows or dataset.endings):
+        unread = f"; {len(dataset.skipped)} lines of it cannot be read" if dataset.skipped else ""
+        fail(
+            f"{run} holds no result yet{unread}. See attnbench verify {run}, or go on with the run: "
+            f"attnbench eval EXPERIMENT --out {run} --resume",
+            EXIT_USAGE,
+        )
+    _print_report(run, output(as_json), out, as_json)
 
 
-def _print_report(run: Path, console: Console, out: Path | None = None) -> None:
+def _print_report(run: Path, console: Console, out: Path | None, as_json: bool) -> None:
     from reports import RunError, load_run, render, terminal_table
+    from reports.digest import as_object, digest
+    from reports.surroundings import warnings
 
     try:
         written = render(run, out)
-        console.print(terminal_table(load_run(run)))
+        dataset = load_run(run)
     except RunError as error:
         fail(str(error), EXIT_USAGE)
     except OSError as error:
         fail(f"cannot write the report: {error}. Try: attnbench report {run} --out DIR", EXIT_STORE)
+    if as_json:
+        pages = [path for path in written if path.suffix != ".svg"]
+        print(json.dumps(as_object(digest(dataset), pages), indent=1))
+        return
+    console.print(terminal_table(dataset))
+    for line in warnings(dataset):
+        console.print(f"[yellow]note[/] {escape(line)}", soft_wrap=True)
     console.print("\nReport:")
     for path in written:
         if path.suffix != ".svg":
             console.print(f"  {path}", soft_wrap=True)
 
 
-def _planned(
+def planned(
     source: str, overrides: dict[str, Any], task_folders: Sequence[Path], time_cap: float | None
 ) -> tuple[Experiment, Plan, dict[str, Task]]:
+    """The experiment with its options, what it means, and every task; raises typed errors."""
     experiment = read_experiment(source, overrides)
     if time_cap is not None:
         data = experiment.model_dump()
@@ -300,7 +257,7 @@ def _planned(
     return experiment, make_plan(experiment, known, manifests), known
 
 
-def _as_toml(experiment: Experiment) -> str:
+def as_toml(experiment: Experiment) -> str:
     """The experiment as run; JSON's scalars and arrays are TOML's. What is empty is left out."""
     return "\n".join(_toml_lines(experiment.model_dump(mode="json", exclude_none=True), "")).strip() + "\n"
 

@@ -25,6 +25,18 @@ from harness.verify.exam import Limits
 from tasks.spec import Task, TaskError, Workload
 
 SHIPPED = Path(__file__).parent / "experiments"
+A_FILE = "a .toml file, or the name of a shipped experiment"
+OPTIONS = {  # of the command line, by the key that each replaces
+    "tasks": "--task",
+    "workloads": "--workloads",
+    "dtypes": "--dtype",
+    "baselines": "--baseline",
+    "candidates": "--candidates",
+    "models": "--model",
+    "methods": "--method",
+    "samples": "--samples",
+    "seed": "--seed",
+}
 
 
 class ExperimentError(ValueError):
@@ -231,14 +243,21 @@ def read_experiment(source: str, overrides: dict[str, Any] | None = None) -> Exp
         path = SHIPPED / f"{source}.toml"
         if not path.exists():
             shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
-            raise ExperimentError(f"no experiment {source!r}; shipped: {shipped}; or give a .toml file")
+            near = difflib.get_close_matches(source, [p.stem for p in SHIPPED.glob("*.toml")], n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ExperimentError(f"no experiment {source!r}; {hint}shipped: {shipped}; or give a .toml file")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ExperimentError(f"{path}: {error.strerror}") from error
+        raise ExperimentError(f"{path}: {error.strerror}; give {A_FILE}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path}: not TOML: {error}") from error
-    return experiment_of(_narrowed(data, overrides or {}), str(path))
+        raise ExperimentError(
+            f"{path}: not TOML: {error}. docs/run-and-report.md shows a whole one"
+        ) from error
+    given = overrides or {}
+    return experiment_of(
+        _narrowed(data, given), str(path), {key: OPTIONS[key] for key in given if key in OPTIONS}
+    )
 
 
 def _narrowed(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -267,8 +286,8 @@ def _listed(value: object) -> list[str]:
     return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
-def experiment_of(data: dict[str, Any], where: str) -> Experiment:
-    """Validated; raises ExperimentError that names each wrong key."""
+def experiment_of(data: dict[str, Any], where: str, options: Mapping[str, str] | None = None) -> Experiment:
+    """Validated; raises ExperimentError that names each wrong key, or the option that it came from."""
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
@@ -281,7 +300,9 @@ def experiment_of(data: dict[str, Any], where: str) -> Experiment:
                 near = difflib.get_close_matches(str(item["loc"][-1]), keys, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; keys: {', '.join(keys)}"
                 item["msg"] = "unknown key"
-            lines.append(f"{where}: {key}: {item['msg'].removeprefix('Value error, ')}{hint}")
+            option = (options or {}).get(str(item["loc"][0])) if item["loc"] else None
+            place = option or f"{where}: {key}"
+            lines.append(f"{place}: {item['msg'].removeprefix('Value error, ')}{hint}")
         raise ExperimentError("\n".join(lines)) from error
 
 
@@ -325,7 +346,8 @@ def _workloads(task: Task, experiment: Experiment) -> list[Workload]:
         has = ", ".join(sorted({w.dtype for w in found.values()}))
         asked = ", ".join(experiment.dtypes)
         raise ExperimentError(
-            f"task {task.name} has no workload in {asked} in {', '.join(sets)}; it has {has}"
+            f"task {task.name} has no workload in {asked} in {', '.join(sets)}; it has {has}. "
+            "Choose another --dtype or --workloads"
         )
     return kept
 

@@ -1,28 +1,32 @@
-"""Owns what `attnbench generate`, `answers` and `show` do, and the making of kernels inside `eval`."""
+"""Owns what `attnbench generate` and `show` do, and the making of kernels inside `eval`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from types import TracebackType
+from typing import NoReturn, Self
 
 from rich.console import Console
 from rich.markup import escape
 
 from harness.assignments import Commission, Commissions, commissions, not_run
 from harness.bench import Bench
-from harness.exits import EXIT_PENDING, EXIT_USAGE, fail
+from harness.exits import EXIT_PENDING, EXIT_STORE, EXIT_USAGE, fail
 from harness.experiment import Ended, Experiment, ExperimentError, Plan, located
 from harness.generate.method import Ask
-from harness.generation import Generation, Made, exchange_of
+from harness.generation import Generation, Made
 from harness.llm.budget import Caps, require_prices
 from harness.llm.client import Client, ProviderError, Request
-from harness.llm.deferred import AnswersError, read_answers, read_pending, write_pending
+from harness.llm.deferred import AnswersError, write_pending
 from harness.llm.prices import Prices, PricesError
 from harness.llm.providers import ModelError, key_variables, make_client
 from harness.llm.replay import TranscriptError, read_exchanges
+from harness.llm.sdk import SdkClient
 from harness.programs import program_candidates
+from harness.progress import Bar
 from harness.store import Store
 from harness.story import Ending, Exchange
 from harness.storybook import Storybook
@@ -52,10 +56,12 @@ class Prepared:
     source: str  # the experiment's file: paths may be relative to it
 
 
-def prepare(experiment: Experiment, known: Mapping[str, Task], source: str) -> Prepared:
+def prepare(
+    experiment: Experiment, known: Mapping[str, Task], source: str, *, fresh: bool = False
+) -> Prepared:
     """The trials and their clients; raises a typed error for wrong models, prices, keys or transcripts.
 
-    A missing key or SDK is told when it is asked first: a run that has all its answers needs neither.
+    A missing key or SDK is an error of a `fresh` run only: one that goes on may have all its answers.
     """
     wanted = commissions(experiment, known)
     specs = {str(m): m for c in wanted.trials for m in c.models}
@@ -71,7 +77,10 @@ def prepare(experiment: Experiment, known: Mapping[str, Task], source: str) -> P
         name: make_client(spec, experiment.asking, experiment.providers, recorded)
         for name, spec in specs.items()
     }
-    return Prepared(_answerable(experiment, wanted, recorded), clients, prices, source)
+    answerable = _answerable(experiment, wanted, recorded)
+    if fresh:
+        _require_keys(answerable.trials, clients, ())
+    return Prepared(answerable, clients, prices, source)
 
 
 def _recorded(experiment: Experiment, source: str) -> list[Exchange]:
@@ -127,10 +136,10 @@ def make_kernels(
     try:
         if book.dropped:
             console.print("[yellow]a torn last line of the stories is done again[/]")
-        teller = Teller(console)
-        made = Generation(experiment, book, workshop, prepared.clients, prepared.prices, teller).run(
-            wanted.trials
-        )
+        _require_keys(wanted.trials, prepared.clients, {*book.steps, *book.endings})
+        with Teller(console) as teller:
+            generation = Generation(experiment, book, workshop, prepared.clients, prepared.prices, teller)
+            made = generation.run(wanted.trials)
         write_pending(store.path / PENDING, made.pending)
         if not made.complete and not partial:
             raise Unfinished(made)
@@ -149,14 +158,31 @@ def make_kernels(
         book.close()
 
 
+def _require_keys(
+    trials: Sequence[Commission], clients: Mapping[str, Client], begun: Collection[str]
+) -> None:
+    """Raises ProviderError where a trial that has not begun would ask a provider whose key or SDK is missing.
+
+    It would end as `infra`. Trials that have begun may have all the answers they need.
+    """
+    asked = {str(c.models[0]) for c in trials if c.id not in begun}
+    for client in (clients[name] for name in asked):
+        if isinstance(client, SdkClient):
+            client.check()
+
+
 def _by_task(trials: Sequence[Commission], tasks: Sequence[str]) -> list[Commission]:
     """In the order of the tasks: candidates of one task share sessions."""
     return sorted(trials, key=lambda c: tasks.index(c.assignment.task))
 
 
-def stop_unfinished(unfinished: Unfinished, run: Path, command: str, console: Console) -> NoReturn:
+def stop_unfinished(
+    unfinished: Unfinished, run: Path, command: str, console: Console, as_json: bool = False
+) -> NoReturn:
     """Say what is missing and how to go on; exit code 75 where answers are, 0 where a device is."""
     made = unfinished.made
+    if as_json:
+        print(json.dumps(progress_object(run, made, len(made.endings)), indent=1))
     again = f"{run / 'experiment.toml'} --out {run} --resume"  # with every option it was begun with
     lines = []
     if made.waiting:
@@ -175,22 +201,40 @@ def stop_unfinished(unfinished: Unfinished, run: Path, command: str, console: Co
     raise SystemExit(EXIT_PENDING if made.pending else 0)
 
 
+def progress_object(run: Path, made: Made, ended: int) -> dict[str, object]:
+    """How far the trials of a run are, for a script."""
+    waiting = {"waiting_for_answers": len(made.pending), "waiting_for_a_device": len(made.waiting)}
+    return {"run": str(run), "trials_ended": ended, **waiting}
+
+
 class Teller:
-    """Says what happens while kernels are made."""
+    """Says what happens while kernels are made, with a bar of trials. Use as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._bar = Bar(console, "models write kernels")
         self._ended, self._total = 0, 0
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
 
     def begun(self, trials: int, ended: int) -> None:
         """How many trials there are."""
         self._total, self._ended = trials, ended
+        self._bar.begin(trials, ended)
         more = f", {ended} of them ended already" if ended else ""
         self._console.print(f"{trials} trials of models{more}")
 
     def stepped(self, commission: Commission, what: str, told: str) -> None:
         """A step of a trial."""
         a = commission.assignment
+        self._bar.at(f"{a.task} {commission.brief.name}")
         self._console.print(
             f"[dim]{escape(f'{a.task} {commission.brief.name}: {what}: {told[:160]}')}[/]", soft_wrap=True
         )
@@ -201,73 +245,13 @@ class Teller:
         a = commission.assignment
         verdict = "[green]right[/]" if ending.verdict is None else f"[red]{ending.verdict}[/]"
         after = f"{ending.turns} turns, {ending.tokens_in + ending.tokens_out:,} tokens"
+        name = escape(commission.brief.name)
         self._console.print(
-            f"[{self._ended}/{self._total}] {a.task} {escape(commission.brief.name)} {verdict} after {after}"
+            f"\\[{self._ended}/{self._total}] {a.task} {name} {verdict} after {after}"
             + (f": {escape(ending.reason[:200])}" if ending.reason else ""),
             soft_wrap=True,
         )
-
-
-# --- answers ----------------------------------------------------------------------------------------
-
-
-def export_answers(run: Path, out: Path) -> None:
-    """Write each pending question as a text that a person or a chat window can take."""
-    pending = read_pending(_pending_file(run))
-    out.mkdir(parents=True, exist_ok=True)
-    for key, request in pending.items():
-        parts = [f"<!-- question {key} to {request.model}, sample {request.sample} -->"]
-        if len(request.messages) == 1:
-            parts.append(request.messages[0].content)
-        else:
-            parts += [f"<!-- {m.role} -->\n\n{m.content}" for m in request.messages]
-        (out / f"{key[:16]}.md").write_text("\n\n".join(parts), encoding="utf-8")
-    print(f"{len(pending)} questions in {out}; put each answer beside it as NAME.answer.md, then:")
-    print(f"  attnbench answers import {out} --run {run}")
-
-
-def import_answers(source: Path, run: Path, version: str, provider: str) -> None:
-    """Take answers into a run; those that were not asked for are told apart, and nothing is taken twice."""
-    pending = read_pending(_pending_file(run))
-    prices = Prices.read(None)
-    taken, failed, strange, again = 0, [], [], 0
-    with Store(run, resume=True) as store:
-        book = Storybook(store.path)
-        try:
-            for answer in read_answers(source, [*pending, *book.exchanges]):
-                request = pending.get(answer.key)
-                if answer.key in book.exchanges:
-                    again += 1
-                elif request is None:
-                    strange.append(answer.key)
-                elif answer.completion is None:
-                    failed.append(f"{answer.key[:16]}: {answer.error}")
-                else:
-                    told = replace(answer.completion, version=answer.completion.version or version)
-                    book.add_exchange(exchange_of(request, provider, told, prices))
-                    taken += 1
-            left = [r for key, r in pending.items() if key not in book.exchanges]
-            write_pending(store.path / PENDING, left)
-        finally:
-            book.close()
-    print(f"{taken} answers taken, {len(left)} questions still wait")
-    if again:
-        print(f"{again} were there already and were left as they are")
-    for line in failed:
-        print(f"no answer for {line}")
-    if strange:
-        fail(
-            f"{len(strange)} answers belong to no question of {run / PENDING}, the first of them "
-            f"{strange[0][:16]}; they were not taken. Is it the right run?",
-            EXIT_USAGE,
-        )
-
-
-def _pending_file(run: Path) -> Path:
-    file = run / PENDING
-    if not file.exists():
-        fail(f"{run} has no {PENDING}: no question of it waits for an answer", EXIT_USAGE)
-    return file
+        self._bar.moved(self._ended, self._total)
 
 
 # --- show -------------------------------------------------------------------------------------------
@@ -282,6 +266,8 @@ def show(run: Path, name: str | None, as_json: bool, prompts: bool) -> None:
         dataset = load_run(run)
     except RunError as error:
         fail(str(error), EXIT_USAGE)
+    except OSError as error:
+        fail(f"cannot read {error.filename or run}: {error.strerror or error}", EXIT_STORE)
     if name is None:
         list_trials(dataset, as_json)
     else:
@@ -290,7 +276,8 @@ def show(run: Path, name: str | None, as_json: bool, prompts: bool) -> None:
 
 def latest_run() -> Path:
     """The newest directory in runs/ that holds trials."""
-    found = sorted(Path("runs").glob("*/trials.jsonl"), key=lambda p: p.stat().st_mtime)
+    every = [(p, p.stat()) for p in Path("runs").glob("*/trials.jsonl")]
+    found = [p for p, stat in sorted(every, key=lambda e: e[1].st_mtime) if stat.st_size]
     if not found:
         fail("no run in runs/ holds trials of models; name one with --run DIR", EXIT_USAGE)
     return found[-1].parent

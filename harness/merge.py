@@ -57,8 +57,16 @@ class _Part:
         }
 
 
-def merge(parts: Sequence[Path], whole: Experiment, text: str, out: Path) -> Merged:
+def merge(
+    parts: Sequence[Path],
+    whole: Experiment,
+    text: str,
+    out: Path,
+    moved: Callable[[int, int], None] = lambda done, total: None,
+) -> Merged:
     """Write the records of `parts` into a new run of the experiment `whole` at `out`; `text` is its TOML.
+
+    `moved` is told how many of all results are written.
 
     The parts stay as they are. Raises ExperimentError where a run is no part of the experiment, StoreError
     where records collide, where `out` holds a run or where a part is being written.
@@ -81,8 +89,9 @@ def merge(parts: Sequence[Path], whole: Experiment, text: str, out: Path) -> Mer
             into.book.add_exchange(answer)
         for line in (line for story in stories for line in story):
             into.book.add(line)
-        for result in results:
+        for number, result in enumerate(results, 1):
             into.store.add(result)
+            moved(number, len(results))
         for summary in sorted(_summaries(parts), key=lambda s: s.started_at):
             into.store.add_summary(summary)
     return Merged(len(results), len(stories), len(answers))
@@ -103,12 +112,15 @@ def _whole_or_not_at_all(out: Path) -> Iterator[Path]:
 def _require_part(path: Path, whole: Experiment) -> None:
     file = path / "experiment.toml"
     if not file.exists():
-        raise ExperimentError(f"{path} holds no run")
+        raise ExperimentError(f"{path} holds no run; give directories that `attnbench eval` filled")
     part = read_experiment(str(file))
     for key in (k for k in Experiment.model_fields if k != "only"):
         ours, theirs = getattr(part, key), getattr(whole, key)
         if ours != theirs and not (key in PARTED and set(ours) <= set(theirs)):
-            raise ExperimentError(f"{file}: {key} is {ours!r}, and {theirs!r} in the whole experiment")
+            raise ExperimentError(
+                f"{file}: {key} is {ours!r}, and {theirs!r} in the whole experiment. A part may "
+                "have fewer tasks, methods and models, and else be the same: name its whole experiment"
+            )
     for task in part.tasks:
         if extra := set(part.methods_of(task)) - set(whole.methods_of(task)):
             raise ExperimentError(f"{file}: the whole experiment has no {', '.join(extra)} on {task}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,11 +64,16 @@ class Static:
 
 
 def compile_all(
-    target: Target, candidates: Sequence[Manifest], cells: Sequence[Cell], sandbox: Sandbox | None
+    target: Target,
+    candidates: Sequence[Manifest],
+    cells: Sequence[Cell],
+    sandbox: Sandbox | None,
+    moved: Callable[[int, int], None] = lambda done, total: None,
 ) -> Static:
     """Compile what every CUDA candidate launches on every cell, for the target's machine code.
 
-    Which launches those are a candidate says itself: its code runs in the sandbox.
+    Which launches those are a candidate says itself: its code runs in the sandbox. `moved` is told how many
+    of all pairs of candidate and cell are done.
     """
     mine = [m for m in candidates if m.backend == "cuda"]
     static = Static(target, [], [])
@@ -78,10 +83,12 @@ def compile_all(
         try:
             for manifest in mine:
                 presses.foresee(manifest, cells)
-            for manifest in mine:
-                for cell in [c for c in cells if c.task.name in manifest.tasks]:
-                    press = presses.of(manifest, cell, None)
-                    _add(static, rows, manifest, cell, press or Press(problem="it was not compiled"))
+            pairs = [(m, c) for m in mine for c in cells if c.task.name in m.tasks]
+            moved(0, len(pairs))
+            for number, (manifest, cell) in enumerate(pairs, 1):
+                press = presses.of(manifest, cell, None)
+                _add(static, rows, manifest, cell, press or Press(problem="it was not compiled"))
+                moved(number, len(pairs))
         finally:
             presses.close()
     static.rows = list(rows.values())

@@ -23,6 +23,9 @@ def list_trials(dataset: Dataset, as_json: bool) -> None:
     if as_json:
         print(json.dumps([e.model_dump(mode="json") for e in dataset.endings], indent=1))
         return
+    if not dataset.endings:
+        print(f"{dataset.path} holds no trial of a model that has ended; attnbench eval --model makes some")
+        return
     table = Table(box=None, pad_edge=False)
     for column in ("trial", "task", "kernel", "ended", "turns", "tokens", "why"):
         table.add_column(column, overflow="fold")

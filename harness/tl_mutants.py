@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.commands import guarded
+from harness.progress import Bar, output
 from harness.tl.mutation_figures import markdown, measure
 from tasks import discover, oracle
 from tasks.spec import Task, Workload
@@ -25,7 +26,8 @@ def mutants(quick: bool, as_json: bool) -> None:
     if not quick:
         print("attnbench: this takes minutes; --quick takes two of each kind", file=sys.stderr)
     torch.set_num_threads(1)  # the programs are small
-    figures = measure(tasks, _expected, per_kind=_QUICK if quick else None)
+    with Bar(output(as_json=True), "mutants") as bar:
+        figures = measure(tasks, _expected, per_kind=_QUICK if quick else None, moved=bar.moved)
     missed = [f"{v.program}:{v.mutant.line}: {v.mutant.kind}: {v.mutant.title}" for v in figures.missed]
     if as_json:
         record = {

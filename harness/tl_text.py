@@ -49,7 +49,7 @@ def read(path: Path) -> Source:
     except IsADirectoryError:
         fail(f"{path} is a folder; give a file with one program", EXIT_USAGE)
     except OSError as error:
-        fail(f"{path}: {error.strerror or error}", EXIT_USAGE)
+        fail(f"{path}: {error.strerror or error}; give a file with a program, or --task NAME", EXIT_USAGE)
     name = "<stdin>" if str(path) == "-" else str(path)
     if len(data) > _MOST_BYTES:
         fail(f"{name} is longer than {_MOST_BYTES >> 10} KiB: that is no LLM-TL program", EXIT_USAGE)
@@ -202,7 +202,8 @@ def explain(word: str) -> None:
     code = CODES.get(word.upper())
     if code is None:
         near = aliases.nearest(word, CODES).replace("`", "")
-        fail(f"there is no code {word!r}; {near or 'see them all:'} attnbench tl codes", EXIT_USAGE)
+        said = f"; {near}" if near else "."
+        fail(f"there is no code {word!r}{said} See them all: attnbench tl codes", EXIT_USAGE)
     entry = _entry(code.code)
     if entry is None:  # installed without the documentation
         entry = f"{code.code} {code.title}\n\n{code.severity}. {code.fix}".rstrip(". ") + "."

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from harness.commands import guarded
 from harness.exits import EXIT_FOUND, EXIT_MACHINE, EXIT_STORE, EXIT_USAGE, fail
+from harness.progress import Bar, output
 from harness.targets import Target, find_target, target_of_device
 from harness.tl.check import check
 from harness.tl.lower.lowered import Lowered, LowerError
@@ -51,8 +52,8 @@ def run(
     if not any(choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend) for w in workloads):
         fail(f"no choice of the program's tiles fits on {target.name}; see: attnbench tl space", EXIT_FOUND)
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            tuned, lowered = tune(program, task, target, workloads, Path(scratch), None, backend)
+        with tempfile.TemporaryDirectory() as scratch, Bar(output(as_json=True), "tuning") as bar:
+            tuned, lowered = tune(program, task, target, workloads, Path(scratch), None, backend, bar.moved)
     except LowerError as error:
         fail(str(error), EXIT_FOUND)
     folder = _write(tuned, lowered, out)

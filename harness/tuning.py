@@ -91,8 +91,12 @@ def tune(
     scratch: Path,
     workers: int | None = None,
     backend: str = "triton",
+    moved: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Tuned, Lowered]:
-    """The best choice for each workload by measuring, and the candidate with that table."""
+    """The best choice for each workload by measuring, and the candidate with that table.
+
+    `moved` is told how many of all compilations and timings are done.
+    """
     began = time.monotonic()
     spaces = {
         (w.dim, w.dim_v): choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend)
@@ -107,13 +111,14 @@ def tune(
     jobs = [
         (str(folder), smallest[dims], task.name, choice) for dims, space in spaces.items() for choice in space
     ]
+    total = len(jobs) + sum(len(spaces[w.dim, w.dim_v]) for w in workloads)
     count = workers or max(1, (os.cpu_count() or 2) - 2)
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:  # CUDA does not survive a fork
-        broken = {
-            (j[1].dim, j[1].dim_v, _key(j[3])): e
-            for j, e in zip(jobs, pool.map(_try, jobs, chunksize=2), strict=True)
-            if e
-        }
+        broken: dict[tuple[int, int, str], str] = {}
+        for n, (job, error) in enumerate(zip(jobs, pool.map(_try, jobs, chunksize=2), strict=True), 1):
+            if error:
+                broken[job[1].dim, job[1].dim_v, _key(job[3])] = error
+            moved(n, total)
     tuned = Tuned(task.name, torch.cuda.get_device_name(), ())
     rows: dict[tuple[int, int, int], Row] = {}
     for w in workloads:
@@ -121,6 +126,7 @@ def tune(
         if best is not None:
             row = Row.of(w.torch_dtype.itemsize, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), best)
             rows.setdefault((row.bytes, row.dim, row.seq), row)
+        moved(len(jobs) + len(tuned.timings), total)
     tuned.rows = tuple(rows[k] for k in sorted(rows))
     tuned.wall_s = time.monotonic() - began
     return tuned, _COMPILERS[backend](program, task, target, tuned.rows or None, None)

@@ -41,7 +41,8 @@ def find(name: str, *folders: Path) -> Task:
 @lru_cache
 def _load_folder(folder: Path) -> tuple[Task, ...]:
     if not folder.is_dir():
-        raise TaskError(f"task folder {folder} does not exist")
+        what = "is a file; give the folder that it is in" if folder.is_file() else "does not exist"
+        raise TaskError(f"task folder {folder} {what}")
     paths = sorted(p for p in folder.glob("*.py") if p.stem not in _NOT_TASKS and p.stem[0] != "_")
     return tuple(_load(path) for path in paths)
 

@@ -180,8 +180,8 @@ def test_good_bad_and_absent_answers_each_end_with_their_verdict_and_the_run_goe
 
 
 def test_answers_from_outside_go_round(ground: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from harness.answer_commands import export_answers, import_answers
     from harness.commands import guarded
-    from harness.generation_commands import export_answers, import_answers
 
     path, asked = ground / "run", ground / "questions"
 

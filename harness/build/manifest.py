@@ -143,7 +143,9 @@ def scan_candidates(folder: Path) -> tuple[Manifest | CandidateError, ...]:
     candidate gives one error.
     """
     if not folder.is_dir():
-        return (CandidateError(folder, "no such folder"),)
+        is_file = folder.is_file()
+        what = "is a file; give the folder that it is in" if is_file else "no such folder"
+        return (CandidateError(folder, what),)
     if (folder / MANIFEST).is_file():
         return (_read_or_error(folder),)
     found = tuple(_read_or_error(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}")))

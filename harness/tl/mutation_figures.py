@@ -8,7 +8,7 @@ as its origin. The expected values come from the caller: the language knows no t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -92,17 +92,28 @@ class Figures:
         return total.found / total.defects if total.defects else 1.0
 
 
-def measure(tasks: Mapping[str, TaskLike], expected: Expected, *, per_kind: int | None = None) -> Figures:
+def measure(
+    tasks: Mapping[str, TaskLike],
+    expected: Expected,
+    *,
+    per_kind: int | None = None,
+    moved: Callable[[int, int], None] = lambda done, total: None,
+) -> Figures:
     """The figures over the canonical corpus; with `per_kind`, over at most so many mutants of each kind.
 
     `expected(task, workload, inputs)` gives a task's exact outputs by name, at least in float32.
+    `moved` is told how many mutants are done.
     """
     origins = [_Origin(entry, tasks[entry.task], expected) for style in STYLES for entry in corpus(style)]
     pairs = [(origin, mutant) for origin in origins for mutant in mutants(origin.program)]
-    verdicts = tuple(origin.judge(mutant) for origin, mutant in _sampled(pairs, per_kind))
+    sample = _sampled(pairs, per_kind)
+    verdicts = []
+    for number, (origin, mutant) in enumerate(sample, 1):
+        verdicts.append(origin.judge(mutant))
+        moved(number, len(sample))
     everything = corpus()
     alarms = tuple(line for entry in everything for line in _alarms(entry, tasks[entry.task]))
-    return Figures(verdicts, len(everything), alarms)
+    return Figures(tuple(verdicts), len(everything), alarms)
 
 
 def markdown(figures: Figures) -> str:

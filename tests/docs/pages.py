@@ -3,10 +3,70 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+
+PROGRAMS = ("attnbench", "nox", "python3", "python", "pip", "pytest", "ruff", "mypy", "git", "export", "cd")
+SHELLS = ("", "sh", "bash", "shell", "console")  # languages of fenced blocks that hold commands
+_COMMAND = re.compile(rf"(?:\$ )?((?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)})(?: .*)?)$")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command as a page shows it, on one line, without its comment."""
+
+    page: str
+    number: int
+    text: str
+    inline: bool  # in a sentence, where it may name a command rather than be one
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.number}: {self.text}"
+
+
+def command_lines(page: Path) -> list[Line]:
+    """Every command of a page: of indented and fenced blocks, and of code in sentences."""
+    name = str(page.relative_to(ROOT))
+    return list(_lines(name, page.read_text(encoding="utf-8")))
+
+
+def _lines(name: str, text: str) -> Iterator[Line]:
+    fence: str | None = None
+    indented, prose, began = False, [""], 1
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        opened = re.match(r"\s*```\s*([\w-]*)", line)
+        # an indented block begins after an empty line; in a list or a sentence it is no block
+        indented = fence is None and line.startswith("    ") and (indented or not prose[-1].strip())
+        if opened or fence is not None or indented or not line.strip():
+            yield from _in_sentences(name, began, prose)
+            prose, began = [""], number + 1
+        else:
+            prose.append(line)
+        if opened:
+            fence = opened[1] if fence is None else None
+        elif (fence is not None and fence in SHELLS) or indented:
+            yield from (Line(name, number, part, False) for part in _commands(line.strip()))
+            yield from _in_sentences(name, number, [line.partition("#")[2]])
+
+
+def _in_sentences(name: str, began: int, lines: list[str]) -> Iterator[Line]:
+    """Code of a paragraph; it may go over the end of a line."""
+    text = "\n".join(lines).removeprefix("\n")
+    for code in re.finditer(r"`([^`]+)`", text):
+        number = began + text.count("\n", 0, code.start())
+        yield from (Line(name, number, part, True) for part in _commands(" ".join(code[1].split())))
+
+
+def _commands(text: str) -> list[str]:
+    """The commands of a line: without a comment, apart at && and &."""
+    bare = re.sub(r"(^|\s)#.*$", "", text)
+    parts = (" ".join(part.split()) for part in re.split(r"&&|&(?= |$)", bare))
+    return [found[1].strip() for part in parts if (found := _COMMAND.match(part))]
 
 
 def blocks(page: str, language: str) -> list[str]:

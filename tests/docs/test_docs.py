@@ -1,8 +1,10 @@
-"""The documentation keeps its word: links lead somewhere, commands parse, constants are the code's."""
+"""The documentation keeps its word: links lead somewhere, files are there, constants are the code's.
+
+Its commands are in `test_commands.py`.
+"""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import re
@@ -11,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 
-from harness.cli import app
 from harness.experiment import Experiment, experiment_of
 from harness.verdicts import _LAST_STAGE, Stage, Verdict
 from harness.verify.exam import Limits
@@ -43,61 +43,6 @@ def test_files_that_are_named_exist(page: Path) -> None:
         r"`((?:harness|tasks|baselines|reports|tests|examples|docs)/[\w./-]*)`", page.read_text()
     ):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
-
-
-def commands(page: Path) -> list[str]:
-    """What stands after `attnbench` in indented, fenced and inline code, placeholders and all."""
-    text = page.read_text()
-    found = re.findall(r"^(?: {4}|)(?:attnbench|python3 -m harness\.cli) ([^\n#]+)", text, re.MULTILINE)
-    found += re.findall(r"`attnbench ([^`\n]+)`", text)
-    sessions = re.findall(r"nox -s eval-(\w+) -- (-[^`\n#]+)", text)
-    return [*found, *(f"eval {target} {options}" for target, options in sessions)]
-
-
-def parse(words: list[str]) -> None:
-    """By the real command line, without running anything; raises what a user would see."""
-    command: Any = typer.main.get_command(app)
-    while True:
-        with command.make_context(command.name, list(words)) as context:
-            rest = [*context._protected_args, *context.args]
-            if not hasattr(command, "resolve_command") or not rest:
-                return
-            _, command, words = command.resolve_command(context, rest)
-
-
-@page_by_page
-def test_commands_parse(page: Path) -> None:
-    for line in commands(page):
-        words = [w for w in line.split() if w != "..."]
-        if "--help" in words:
-            words.remove("--help")
-        if words[-1].startswith("--") and words[-1] != "--resume":
-            continue  # an option in prose, without its value
-        try:
-            parse(words)
-        except Exception as error:
-            pytest.fail(f"{page.name}: attnbench {line}: {type(error).__name__}: {error}")
-
-
-def test_a_wrong_option_would_be_noticed() -> None:
-    for line in ("eval cpu --candidate x", "tasks shwo mha", "evil", "eval cpu --time-cap soon"):
-        with pytest.raises(Exception, match=r"(?i)no such|invalid|a valid"):
-            parse(line.split())
-
-
-@page_by_page
-def test_sessions_of_nox_exist(page: Path) -> None:
-    source = (ROOT / "noxfile.py").read_text()
-    gpus = next(
-        ast.literal_eval(n.value)
-        for n in ast.parse(source).body
-        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "GPUS"
-    )
-    known = {f"{verb}-{target}" for target in gpus for verb in ("eval", "compile")} | {"eval-cpu"}
-    known |= set(re.findall(r"@nox\.session\ndef (\w+)", source))
-    known |= set(re.findall(r'@nox\.session\(name="([\w-]+)"', source))
-    for name in re.findall(r"nox -s ([\w-]+)", page.read_text()):
-        assert name in known, name
 
 
 def test_the_experiment_of_the_page_shows_the_defaults() -> None:

@@ -19,7 +19,10 @@ BOARD = re.compile(r"(<!-- board (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 def table(run: str) -> str:
     """As Markdown: the ranking of a run, over all its cells."""
-    lines = ["| contender | over the best human | ahead beyond noise | best | of peak |", "|---|---|---|---|---|"]
+    lines = [
+        "| contender | over the best human | ahead beyond noise | best | of peak |",
+        "|---|---|---|---|---|",
+    ]
     lines += [_line(r) for r in rank(entries(load_run(ROOT / "reports" / "published" / run)))]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,70 @@
+"""The search of tiles tells how far it is: compilations first, then timings. The GPU's part is played."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from harness import tuning
+from harness.targets import find_target
+from harness.tl.check import check
+from harness.tl.corpus_index import corpus
+from tasks import find
+
+
+class HerePool:
+    """Does in this process what a pool would do in others."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def map(self, do: Any, jobs: Iterable[Any], chunksize: int) -> Iterable[Any]:
+        return map(do, jobs)
+
+
+def test_each_compilation_and_each_timing_moves_the_bar(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    task, target = find("mha_causal"), find_target("h100")
+    text = next(e.text for e in corpus("reference") if e.task == task.name)
+    program = check(text, task).program
+    assert program is not None
+    first, second = task.workloads["models"][:2]
+    space = tuning.choices(program, target, first.dim, first.dim_v, 2)[:5]
+    monkeypatch.setattr(tuning, "ProcessPoolExecutor", HerePool)
+    monkeypatch.setattr(tuning, "choices", lambda *_: space)
+    monkeypatch.setattr(tuning, "_try", lambda job: "it spills" if job[3] == space[0] else "")
+    monkeypatch.setattr(tuning, "_tensors", lambda *_: {})
+    monkeypatch.setattr(
+        tuning, "_time", lambda folder, task, w, tensors, choice, ms: 1.0 + space.index(choice)
+    )
+    monkeypatch.setattr(tuning.torch.cuda, "get_device_name", lambda: "a GPU")
+    told: list[tuple[int, int]] = []
+    tuned, _ = tuning.tune(
+        program,
+        task,
+        target,
+        [first, second],
+        tmp_path,
+        1,
+        moved=lambda done, total: told.append((done, total)),
+    )
+    spaces = len({(w.dim, w.dim_v) for w in (first, second)})
+    compiled, timed = spaces * 5, 2 * 5
+    assert told == [
+        *((n, compiled + timed) for n in range(1, compiled + 1)),
+        (compiled + 5, compiled + timed),
+        (compiled + timed, compiled + timed),
+    ]
+    assert [t.error for t in tuned.timings if t.choice == space[0]] == ["it spills"] * 2
+    assert len(tuned.timings) == timed
