@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.exchange_cli import export
 from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, fail
 from harness.generation_cli import answers_app, show
 from harness.targets import TARGETS
@@ -265,6 +266,9 @@ def merge(
     from harness import commands
 
     commands.merge_runs(experiment, parts, out)
+
+
+app.command()(export)
 
 
 @app.command()
