@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.exchange_cli import export
+from harness.exchange_cli import compare, export
 from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, fail
 from harness.generation_cli import answers_app, show
 from harness.targets import TARGETS
@@ -269,6 +269,7 @@ def merge(
 
 
 app.command()(export)
+app.command()(compare)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Owns the options of the command `export`; what it does is imported when it runs."""
+"""Owns the options of the commands `export` and `compare`; what they do is imported when one runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from harness.exits import EXIT_USAGE, fail
 
 
 class Name(StrEnum):
@@ -46,3 +48,21 @@ def export(
     from harness import export_command
 
     export_command.export(run, [f.value for f in formats], out)
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="RUN_A", help="The run that the other is compared with.")],
+    after: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run that may differ.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts: every figure.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="For a page or an issue.")] = False,
+) -> None:
+    """Say what changed from one run to another: verdicts, speedups beyond noise, conditions.
+
+    Speedups are over the same human baseline in both runs. What unchanged baselines moved by between the
+    two runs is added to the noise: less than that is called no change. Ends with 0 whatever was found.
+    """
+    if as_json and as_markdown:
+        fail("give either --json or --markdown", EXIT_USAGE)
+    from harness import compare_command
+
+    compare_command.compare(before, after, as_json, as_markdown)

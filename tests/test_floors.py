@@ -65,6 +65,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "harness.doctor",
         "harness.exchange_cli",
         "harness.exits",
+        "harness.compare_command",
         "harness.export_command",
         "harness.generation_commands",
         "harness.generation_cli",
