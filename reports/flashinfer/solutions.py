@@ -176,7 +176,7 @@ def _entry_file(files: Mapping[str, str], task: str) -> str:
     """Which file defines `attention` for the task, as its candidate.toml says."""
     try:
         manifest = tomllib.loads(files.get(MANIFEST, ""))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Unsayable(f"its {MANIFEST} is not TOML") from error
     entries = manifest.get("entries")
     named = entries.get(task) if isinstance(entries, dict) else manifest.get("entry", DEFAULT_FILE)

@@ -157,10 +157,16 @@ def test_the_packages_models_refuse_what_ours_refuse(tmp_path: Path) -> None:
     made = trace_set(load_run(core_run(tmp_path / "run")))
     trace = json.loads(made.traces[0].model_dump_json())
     MODELS.trace.model_validate(trace)
-    trace["evaluation"]["performance"] = None
-    for model in (MODELS.trace, Trace):
-        with pytest.raises(ValueError, match="performance"):
-            model.model_validate(trace)
+    for part in ("performance", "correctness"):
+        without = json.loads(json.dumps(trace))
+        without["evaluation"][part] = None
+        failed = json.loads(json.dumps(trace))
+        failed["evaluation"] |= {"status": "RUNTIME_ERROR", "performance": None, "correctness": None}
+        failed["evaluation"][part] = trace["evaluation"][part]
+        for wrong in (without, failed):
+            for model in (MODELS.trace, Trace):
+                with pytest.raises(ValueError, match=part):
+                    model.model_validate(wrong)
 
 
 @with_package
@@ -285,7 +291,7 @@ def test_errors_that_are_no_numbers_stay_such(error: float, tmp_path: Path) -> N
     r = next(r for r in lines if r.candidate.name == "broken")
     bad = check(r.workload, False).model_copy(update={"error_max": error})
     r2 = r.model_copy(
-        update={"verification": r.verification.model_copy(update={"checks": (bad, check(r.workload, False))})}
+        update={"verification": r.verification.model_copy(update={"checks": (check(r.workload, False), bad)})}
     )
     made = trace_set(load_run(synthetic.write_run(tmp_path / "run", [r2])))
     (trace,) = made.traces
