@@ -18,6 +18,8 @@ nox.options.reuse_venv = "yes"
 
 # On a CPU an unpinned torch would bring gigabytes of CUDA libraries; ATTNBENCH_TORCH chooses another.
 CPU_TORCH = os.environ.get("ATTNBENCH_TORCH", "torch==2.13.0")
+# Its data models need neither of the flashinfer nor of the torch that it would install.
+FLASHINFER_BENCH = ("flashinfer-bench==0.1.2", "safetensors>=0.5")
 # Target -> what its device's own name contains.
 GPUS = {
     "a100": ("A100",),
@@ -55,7 +57,8 @@ def install(session: nox.Session, *extras: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, two at once but for those that hold bounds of time; options go to one plain pytest
     (`nox -s tests -- -k store`). Long runs of faulty and odd kernels are in `nox -s hacks`."""
-    install(session, "test")
+    install(session, "test", "parquet")
+    session.install("--no-deps", *FLASHINFER_BENCH)
     if session.posargs:
         session.run("pytest", *session.posargs)
         return

@@ -12,6 +12,7 @@ import typer
 
 from harness import completion
 from harness.evaluation_cli import eval_, eval_foot, report, report_foot
+from harness.exchange_cli import compare, compare_foot, export, export_foot
 from harness.exits import (
     EXIT_INTERRUPTED,
     EXIT_MACHINE,
@@ -199,6 +200,8 @@ def verify(run: Run, as_json: Json = False) -> None:
     audit_command.verify(run, as_json)
 
 
+app.command(rich_help_panel=RUNS, epilog=compare_foot)(compare)
+app.command(rich_help_panel=RUNS, epilog=export_foot)(export)
 app.add_typer(tasks_app, name="tasks", rich_help_panel=MEASURE)
 app.add_typer(tl_app, name="tl", rich_help_panel=LANGUAGE)
 

@@ -49,14 +49,14 @@ def comparable(a: Environment, b: Environment) -> str | None:
     """
     differing = [
         f"{name} {ours or 'unknown'}, the others with {theirs or 'unknown'}"
-        for name, (ours, theirs) in _decisive(a, b).items()
+        for name, (ours, theirs) in decisive(a, b).items()
         if ours != theirs
     ]
     return f"recorded with {'; with '.join(differing)}" if differing else None
 
 
-def _decisive(a: Environment, b: Environment) -> dict[str, tuple[str, str]]:
-    """What must agree: name -> (in `a`, in `b`)."""
+def decisive(a: Environment, b: Environment) -> dict[str, tuple[str, str]]:
+    """What must agree for two results to stand in one figure: name -> (in `a`, in `b`)."""
     found = {
         "device": (a.device, b.device),
         "driver": (a.driver, b.driver),

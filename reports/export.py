@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from reports import surroundings
@@ -74,10 +75,15 @@ def csv_text(dataset: Dataset) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
+    writer.writerows(result_lines(dataset))
+    return stream.getvalue()
+
+
+def result_lines(dataset: Dataset) -> Iterator[dict[str, Value]]:
+    """Column -> value of each result, cell by cell; None where a column does not apply."""
     for cell in dataset.cells:
         best = best_baseline(cell)
-        writer.writerows(_line(cell, row, best) for row in cell.rows)
-    return stream.getvalue()
+        yield from (_line(cell, row, best) for row in cell.rows)
 
 
 def _line(cell: Cell, row: Row, best: Row | None) -> dict[str, Value]:

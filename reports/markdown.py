@@ -19,12 +19,13 @@ def markdown(dataset: Dataset, plots: Mapping[tuple[str, str], Iterable[str]] | 
     parts = [f"# attnbench: {dataset.name}", surroundings.lead(dataset)]
     parts += [f"> **Note:** {warning}" for warning in surroundings.warnings(dataset)]
     for section in surroundings.all_sections(dataset):
-        parts += _section(section, plots or {})
+        parts += section_parts(section, plots or {})
     parts += ["## Records", _records(dataset)]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(section: Section, plots: Mapping[tuple[str, str], Iterable[str]]) -> list[str]:
+def section_parts(section: Section, plots: Mapping[tuple[str, str], Iterable[str]]) -> list[str]:
+    """A section as Markdown paragraphs."""
     parts = [f"## {section.title}", *section.lead, *section.paragraphs]
     for table in section.tables:
         parts += [f"### {table.caption}"] if table.caption else []

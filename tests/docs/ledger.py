@@ -67,6 +67,19 @@ RUN = (
     # a site of runs
     Step("attnbench publish reports/published/* --out site", "kernels",
          words="attnbench publish runs/NAME --out site", says="index.html", needs=(EVAL,)),
+    # two runs, and other tools
+    Step("attnbench compare RUN_A RUN_B", "published", words=f"attnbench compare {GENERATION} runs/gen",
+         says="no "),
+    Step("attnbench compare RUN_A RUN_B --markdown", "published",
+         words=f"attnbench compare {GENERATION} runs/gen --markdown", says="# "),
+    Step("attnbench compare RUN_A RUN_B --json", "published",
+         words=f"attnbench compare {GENERATION} runs/gen --json", says="{"),
+    Step("attnbench export RUN --format csv", "published", words=f"attnbench export {GENERATION} --format csv",
+         says="mha_causal,h100"),
+    Step("attnbench export RUN --format flashinfer --out DIR", "published",
+         words=f"attnbench export {GENERATION} --format flashinfer --out traces", says="traces"),
+    Step("attnbench export RUN --format csv --format json --format parquet --out DIR", "published",
+         words=f"attnbench export {GENERATION} --format csv --format json --out figures", says="figures"),
     # the language
     Step("attnbench tl check first.tl", "language", says="first.tl: no error"),
     Step("attnbench tl check FILE", "language", words="attnbench tl check first.tl"),
