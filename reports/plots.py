@@ -26,6 +26,7 @@ GRID = "#c9cacb"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _SIZE = (5.2, 3.7)  # inches; text of 9 pt stays readable at the width of a paper's column
+_LEGEND_LINES, _LEGEND_LINE = 3, 0.19  # that fit in it, and the inches that each further one adds
 _STYLE: Any = {  # Any: the type of a style's keys differs between versions of matplotlib
     "svg.fonttype": "none",
     "svg.hashsalt": "attnbench",
@@ -109,7 +110,10 @@ def panel_svg(panel: Panel, look: dict[str, Look]) -> str:
         positions = [c.workload.seq_k for c in panel.cells]
         if len(set(positions)) == len(positions) > 1:
             _draw_lines(axes, panel, contenders, look)
-            figure.legend(loc="outside lower center", ncols=_legend_columns(panel, contenders))
+            columns = _legend_columns(panel, contenders)
+            lines = -(-len(contenders) // columns)
+            figure.set_figheight(_SIZE[1] + _LEGEND_LINE * max(0, lines - _LEGEND_LINES))
+            figure.legend(loc="outside lower center", ncols=columns)
         else:
             _draw_bars(axes, panel, contenders, look)
         absent = _absent(panel, contenders)

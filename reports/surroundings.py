@@ -49,8 +49,10 @@ def lead(dataset: Dataset) -> str:
         trials = f" {text.number(len(dataset.endings), 'trial')} of {models} ({methods});"
     return (
         f"{', '.join(dataset.devices) or 'no device'} (target {', '.join(dataset.targets) or 'unknown'}): "
-        f"{len(dataset.candidates)} candidates and {len(dataset.baselines)} human baselines on "
-        f"{len(dataset.cells)} workloads of {tasks};{trials} {len(dataset.rows)} results{span}; "
+        f"{text.number(len(dataset.candidates), 'candidate')} and "
+        f"{text.number(len(dataset.baselines), 'human baseline')} on "
+        f"{text.number(len(dataset.cells), 'workload')} of {tasks};{trials} "
+        f"{text.number(len(dataset.rows), 'result')}{span}; "
         f"attnbench {versions or 'unknown'}, protocol {protocols or 'unknown'}."
     )
 
@@ -62,7 +64,8 @@ def warnings(dataset: Dataset) -> list[str]:
         found.append(f"{len(dataset.skipped)} lines of this run could not be read; see the end.")
     open_runs = [r for r in dataset.rows if not r.is_baseline and r.has_run and not r.result.sandboxed]
     if open_runs:
-        found.append(f"{len(open_runs)} candidate results were taken without a sandbox.")
+        taken = "was" if len(open_runs) == 1 else "were"
+        found.append(f"{text.number(len(open_runs), 'candidate result')} {taken} taken without a sandbox.")
     found += [
         f"{text.number(len(lines), 'result')} {'is' if len(lines) == 1 else 'are'} left out of every figure: "
         f"{why}."
