@@ -12,6 +12,8 @@ from reports.kernel_sections import kernels_section
 from reports.samples import best_of_samples, by_maker, makers
 from reports.sections import Column, Entry, Section, Table
 
+NOISY = 0.02  # a noise floor that a reader must know of before any figure
+
 
 def all_sections(dataset: Dataset) -> list[Section]:
     """The whole report in reading order."""
@@ -71,6 +73,13 @@ def warnings(dataset: Dataset) -> list[str]:
         f"{why}."
         for why, lines in _reasons(dataset).items()
     ]
+    noise = noise_floor(dataset)
+    if noise and noise[-1].median_deviation > NOISY:
+        middle, worst = (text.percent(x, 1) for x in (noise[-1].median_deviation, noise[-1].worst_deviation))
+        found.append(
+            f"This machine was noisy: a second copy of the anchor was {middle} off the first at the median, "
+            f"{worst} at worst. What is smaller than that is no difference."
+        )
     spanned = len({r.result.environment for r in dataset.rows})
     if spanned > 1:
         found.append(

@@ -17,6 +17,7 @@ import pytest
 from harness.verdicts import Verdict
 from reports import RunError, load_run, render
 from reports.page import anchor
+from reports.surroundings import warnings
 from tests.reports import synthetic
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -160,3 +161,19 @@ def test_latex_is_balanced_and_escaped(large: Path) -> None:
     assert not re.search(r"(?<!\\)_", text)
     body = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert {line.count(" & ") for line in body} == {6}
+
+
+def test_a_noisy_machine_is_said_before_any_figure(tmp_path: Path) -> None:
+    quiet, noisy = synthetic.tiny_run(tmp_path / "quiet"), tmp_path / "noisy"
+    off = synthetic.ratio("cudnn", 1.04)
+    lines = [r for row in load_run(quiet).rows for r in [row.result]]
+    loud = [
+        r.model_copy(update={"measurement": r.measurement.model_copy(update={"noise": off})})
+        if r.measurement and r.measurement.noise
+        else r
+        for r in lines
+    ]
+    synthetic.write_run(noisy, [r.bare for r in loud])
+    assert not [w for w in warnings(load_run(quiet)) if "noisy" in w]
+    (said,) = [w for w in warnings(load_run(noisy)) if "noisy" in w]
+    assert "4.0 %" in said
