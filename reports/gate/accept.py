@@ -1,0 +1,82 @@
+"""Owns the reference raised by what was decided: which cases it takes over, and what it says it did.
+
+Only what runs agreed on is taken: a case that is faster, or new. The rest keeps its old measurement. A
+reference that was measured anew with every accept would follow a kernel down, a little each time.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reports.gate.decision import Judgement, Outcome
+from reports.gate.saved import EXTRA, Case, Saved
+from reports.gate.words import percent
+
+
+class Refused(ValueError):
+    """The reference stays as it is; the text says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A new reference, to be saved, and what is different in it, a sentence each."""
+
+    content: Mapping[str, Any]
+    changes: tuple[str, ...]
+
+
+def first(runs: Sequence[Saved]) -> Raised:
+    """A reference of what was measured, whatever there was before. Raises Refused where that is not whole."""
+    if not runs[0].cases:
+        raise Refused("no kernel gave a time, so there is nothing to compare with later")
+    if failed := [f"{case}: {why}" for run in runs for case, why in run.failed.items()]:
+        raise Refused(f"not everything was measured, so it is no reference: {'; '.join(failed)}")
+    chosen = {case: _quietest(case, runs) for case in runs[0].cases}
+    return Raised(_file(chosen), tuple(f"{case}: {_speed(run.cases[case])}" for case, run in chosen.items()))
+
+
+def raised(reference: Saved, runs: Sequence[Saved], judgement: Judgement) -> Raised:
+    """The reference with what is faster or new. Raises Refused where a case is worse than unclear."""
+    for outcome, why in (
+        (Outcome.NOT_COMPARABLE, "cannot be compared with the reference"),
+        (Outcome.MISSING, "is missing in what was measured"),
+        (Outcome.SLOWER, "is slower than the reference"),
+        (Outcome.AGAIN, "has to be measured once more: attnbench gate"),
+    ):
+        if found := judgement.of(outcome):
+            each = "; ".join(f"{d.case} {why}" + (f" ({d.reason})" if d.reason else "") for d in found)
+            raise Refused(f"{each}. To take it all as it was measured now: attnbench gate accept --replace")
+    chosen = dict.fromkeys(reference.cases, reference)
+    changes = []
+    for d in judgement.of(Outcome.FASTER):
+        assert d.look is not None
+        chosen[d.case] = _quietest(d.case, runs)
+        changes.append(f"{d.case}: {percent(d.look.speed.median - 1)} faster, the new reference")
+    for d in judgement.of(Outcome.NEW):
+        chosen[d.case] = _quietest(d.case, runs)
+        changes.append(f"{d.case}: new, {_speed(chosen[d.case].cases[d.case])}")
+    return Raised(_file(chosen), tuple(changes))
+
+
+def _quietest(case: str, runs: Sequence[Saved]) -> Saved:
+    """The run with the least noise in this case: chosen by the anchor's duplicate, which knows no kernel."""
+    return min((run for run in runs if case in run.cases), key=lambda run: run.cases[case].noise_floor)
+
+
+def _file(chosen: Mapping[str, Saved]) -> dict[str, Any]:
+    """As pytest-benchmark would have saved them together."""
+    newest = max(chosen.values(), key=lambda run: str(run.raw.get("datetime", "")))
+    return {
+        **{key: value for key, value in newest.raw.items() if key not in ("benchmarks", EXTRA)},
+        "benchmarks": [run.benchmark(case) for case, run in chosen.items()],
+        "accepted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _speed(case: Case) -> str:
+    if case.is_anchor:
+        return f"{case.time_ms:.4g} ms, the denominator"
+    return f"{case.ratio.median:.3f} times {case.ratio.anchor}, noise floor {percent(case.noise_floor)}"

@@ -1,0 +1,63 @@
+"""Owns by how much a case changed, and whether that is more than noise; pure functions.
+
+Stored and new were measured on different days, so their times say little. But each was measured beside the
+same anchor, in blocks A B B A: what the machine did that day is in both of them, and not in their ratio. So
+the change of a kernel is the new ratio over the stored one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from harness.measure.statistics import Change, Interval, classify
+from harness.records import Ratio
+from reports.gate.saved import Case
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as a change. Shares of time: 0.05 is 5 %."""
+
+    least: float = 0.05  # a smaller change is none, however well it is measured
+    noise_factor: float = 2.0  # times the noise floor: nor is one that the anchor might make against itself
+    blind: float = 0.10  # a band wider than this hides what a gate is there to see
+    agree: int = 2  # runs that must say the same before it is believed
+    most: int = 4  # runs of one case
+
+
+RULE = Rule()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one run says of a case. `speed`: new over stored, above 1 is faster."""
+
+    speed: Interval
+    noise_floor: float  # of the noisier of the two sessions
+    band: float  # what must be exceeded
+    change: Change
+
+
+def look(stored: Case, new: Case, rule: Rule = RULE) -> Look:
+    """Compare two measurements of a case."""
+    speed = quotient(new.ratio, stored.ratio)
+    noise = max(stored.noise_floor, new.noise_floor)
+    band = max(rule.least, rule.noise_factor * noise)
+    change = classify(speed, band)
+    if change is Change.SAME and band > rule.blind:
+        change = Change.UNCLEAR  # nothing was seen, and nothing could have been
+    return Look(speed, noise, band, change)
+
+
+def quotient(new: Ratio, stored: Ratio) -> Interval:
+    """new / stored with its interval.
+
+    The errors of the two are independent, so the arms of their intervals add in quadrature, as logarithms;
+    the new one's upper arm goes with the stored one's lower arm.
+    """
+    middle = math.log(new.median / stored.median)
+    up = math.hypot(math.log(new.high / new.median), math.log(stored.median / stored.low))
+    down = math.hypot(math.log(new.median / new.low), math.log(stored.high / stored.median))
+    pairs = min(new.pairs, stored.pairs)
+    return Interval(math.exp(middle), math.exp(middle - down), math.exp(middle + up), pairs)
