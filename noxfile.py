@@ -147,6 +147,32 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def gate(session: nox.Session) -> None:
+    """Is a kernel slower than the stored reference, on this machine's CPU? See docs/gate.md;
+    `nox -s gate -- accept` raises the reference."""
+    install(session, "test")
+    session.run("attnbench", "gate", *session.posargs)
+
+
+@nox.session(name="gate-gpu", venv_backend=GPU_BACKEND)
+def gate_gpu(session: nox.Session) -> None:
+    """The same on this machine's GPU; `nox -s gate-gpu -- accept` raises the reference."""
+    fitting = [t for t, names in GPUS.items() if any(n in m for n in names for m in gpu_models())]
+    if not SHOWS_GPU:
+        session.error("this machine shows no NVIDIA GPU; what needs none is `nox -s gate`")
+    target = ("--target", fitting[0]) if fitting else ()
+    asked = ("--experiment", "gate-gpu", *target)
+    verb = session.posargs[:1] if session.posargs[:1] == ["accept"] else []
+    command = ("gate", *verb, *asked, *session.posargs[len(verb) :])
+    if OWN_TORCH:
+        python = (sys.executable, "-m", "harness.cli")
+        session.run(*python, *command, env={"PYTHONPATH": _here()}, external=True)
+    else:
+        session.install("-e", ".[test]")
+        session.run("attnbench", *command)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The harness's own speed."""
     install(session, "test")

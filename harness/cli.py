@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.exits import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, fail
+from harness.gate_cli import app as gate_app
 from harness.generation_cli import answers_app, show
 from harness.targets import TARGETS
 from harness.tl_cli import app as tl_app
@@ -20,9 +21,10 @@ app = typer.Typer(
     help="Benchmark and evaluation harness for attention kernels that language models write.\n\n"
     "Start with `attnbench doctor` to see what this machine can measure, `attnbench tasks` for what is "
     "measured, and `attnbench eval --candidates DIR` to verify, time and compare kernels of your own.\n\n"
-    "Exit codes: 0 done, 1 an LLM-TL program is wrong (`attnbench tl`) or a run was changed after it was "
-    "recorded (`attnbench verify`), 2 wrong input, 3 this machine cannot, 4 the run's directory cannot be "
-    "written, 75 questions wait for answers from outside, "
+    "Exit codes: 0 done, 1 an LLM-TL program is wrong (`attnbench tl`), a run was changed after it was "
+    "recorded (`attnbench verify`) or a kernel is slower or missing (`attnbench gate`), 2 wrong input, "
+    "3 this machine cannot, 4 the run's directory cannot be written, 5 the gate cannot compare, 6 the gate "
+    "has no reference yet, 75 questions wait for answers from outside, "
     "130 interrupted (everything recorded is kept; go on with --resume).",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -35,6 +37,7 @@ tasks_app = typer.Typer(
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(tl_app, name="tl")
 app.add_typer(answers_app, name="answers")
+app.add_typer(gate_app, name="gate")
 app.command()(show)
 
 Models = Annotated[

@@ -102,7 +102,7 @@ def evaluate(
 
     `prove_on`: the GPU at hand, which proves the numerics of the target's CUDA kernels in its place.
     """
-    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, time_cap))
+    experiment, plan, known = guarded(lambda: planned(source, overrides, task_folders, time_cap))
     target = find_target(experiment.target)
     stand_in = guarded(lambda: find_target(prove_on)) if prove_on else None
     if stand_in is not None:
@@ -128,7 +128,7 @@ def evaluate(
             Store(run, resume=resume) as store,
             Bench(experiment, target, task_folders=task_folders, sandbox=sandbox, stand_in=stand_in) as bench,
         ):
-            store.add_experiment(_as_toml(experiment))
+            store.add_experiment(as_toml(experiment))
             if store.dropped:
                 console.print("[yellow]the last line of the run was torn and is done again[/]")
             whole = make_kernels(experiment, plan, known, prepared, store, bench, console, partial)
@@ -189,7 +189,7 @@ def compile_only(
     from harness.build.nvrtc import CompilerMissing, include_folders
     from harness.programs import program_candidates
 
-    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, None))
+    experiment, plan, known = guarded(lambda: planned(source, overrides, task_folders, None))
     target = find_target(experiment.target)
     if not target.is_gpu:
         fail(f"--compile-only is for GPUs; {target.name} is none", EXIT_USAGE)
@@ -203,7 +203,7 @@ def compile_only(
 
     def go() -> static_report.Static:
         with Store(run, resume=False) as store:
-            store.add_experiment(_as_toml(experiment))
+            store.add_experiment(as_toml(experiment))
             programs, refused = program_candidates(experiment, known, store, source)
             for line in (*plan.unusable, *refused):
                 console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)
@@ -226,7 +226,7 @@ def generate(
     source: str, overrides: dict[str, Any], task_folders: Sequence[Path], out: Path | None, resume: bool
 ) -> None:
     """The part of `evaluate` that needs no device: ask models as far as they get without one."""
-    experiment, plan, known = guarded(lambda: _planned(source, overrides, task_folders, None))
+    experiment, plan, known = guarded(lambda: planned(source, overrides, task_folders, None))
     prepared = guarded(lambda: prepare(experiment, known, source))
     run = out or Path("runs") / f"{experiment.target}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     signal.signal(signal.SIGTERM, _terminated)
@@ -234,7 +234,7 @@ def generate(
 
     def go() -> None:
         with Store(run, resume=resume) as store:
-            store.add_experiment(_as_toml(experiment))
+            store.add_experiment(as_toml(experiment))
             make_kernels(experiment, plan, known, prepared, store, None, console)
 
     try:
@@ -251,7 +251,7 @@ def merge_runs(source: str, parts: Sequence[Path], out: Path) -> None:
 
     def go() -> Merged:
         experiment = read_experiment(source)
-        return merge(parts, experiment, _as_toml(experiment), out)
+        return merge(parts, experiment, as_toml(experiment), out)
 
     merged = guarded(go)
     print(
@@ -282,7 +282,7 @@ def _print_report(run: Path, console: Console, out: Path | None = None) -> None:
             console.print(f"  {path}", soft_wrap=True)
 
 
-def _planned(
+def planned(
     source: str, overrides: dict[str, Any], task_folders: Sequence[Path], time_cap: float | None
 ) -> tuple[Experiment, Plan, dict[str, Task]]:
     experiment = read_experiment(source, overrides)
@@ -300,7 +300,7 @@ def _planned(
     return experiment, make_plan(experiment, known, manifests), known
 
 
-def _as_toml(experiment: Experiment) -> str:
+def as_toml(experiment: Experiment) -> str:
     """The experiment as run; JSON's scalars and arrays are TOML's. What is empty is left out."""
     return "\n".join(_toml_lines(experiment.model_dump(mode="json", exclude_none=True), "")).strip() + "\n"
 
