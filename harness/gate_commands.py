@@ -165,9 +165,12 @@ def _quieten(asked: Asked, experiment: Experiment, storage: Storage) -> None:
 
 
 def _noisy(storage: Storage) -> list[str]:
-    """Cases whose quietest measurement is too noisy to be compared with, whatever comes later."""
+    """Cases without a measurement that is quiet enough to be compared with later."""
     runs = storage.runs()
-    least = {c: min(r.cases[c].noise_floor for r in runs if c in r.cases) for c in runs[0].cases}
+    least = dict.fromkeys((c for run in runs for c in run.disturbed), float("inf"))
+    for run in runs:
+        for case in run.cases.values():
+            least[case.id] = min(case.noise_floor, least.get(case.id, float("inf")))
     return [case for case, noise in least.items() if RULE.noise_factor * noise > RULE.blind]
 
 

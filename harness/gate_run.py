@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from harness.bench import Bench
+from harness.bench import Bench, machine_device
 from harness.build.manifest import Manifest
 from harness.commands import confinement, planned
 from harness.environment import describe
@@ -22,6 +23,10 @@ from harness.verdicts import Verdict
 from reports.gate.saved import Case, Machine, case_id, case_of
 
 TIMED = frozenset({Verdict.OK, Verdict.LIBRARY_DISPATCH})  # right, and timed: whose work it is, is not asked
+KINDS: Mapping[Verdict, Literal["skipped", "disturbed"]] = {
+    Verdict.SKIPPED: "skipped",
+    Verdict.INFRA: "disturbed",
+}
 TRIES = 3  # for a case that failed through no fault of its kernel
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -41,12 +46,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Measured:
-    """What became of a case: its figures and blocks, or why there are none."""
+    """What became of a case: its figures and blocks, or why there are none and whose fault that is."""
 
     case: Case | None
     blocks: tuple[Block, ...] = ()
     reason: str = ""
-    skipped: bool = False
+    kind: Literal["failed", "skipped", "disturbed"] = "failed"
 
 
 class AmbiguousNames(ValueError):
@@ -78,8 +83,6 @@ class GateRun:
 
     @cached_property
     def _environment(self) -> Environment:
-        from harness.bench import machine_device
-
         target = find_target(self.experiment.target)
         return describe(target, machine_device(target))
 
@@ -120,8 +123,9 @@ class GateRun:
         if result is None:
             return Measured(None, reason="it was not tried")
         if result.verdict not in TIMED or result.measurement is None:
-            skipped = result.verdict is Verdict.SKIPPED
-            return Measured(None, reason=f"{result.verdict}: {result.reason}", skipped=skipped)
+            return Measured(
+                None, reason=f"{result.verdict}: {result.reason}", kind=KINDS.get(result.verdict, "failed")
+            )
         anchor = results[case_id(result.task, result.workload.key, result.measurement.ratio.anchor)]
         case = case_of(result, anchor.candidate.sha256, self.machine, self._source(result))
         if case is None:

@@ -53,7 +53,7 @@ def clocks(sm_mhz: float, *held_back: str, memory_mhz: float = 2619.0) -> ClockS
     return ClockState(sm_mhz=sm_mhz, memory_mhz=memory_mhz, held_back=held_back)
 
 
-def content(cases: Iterable[Case], failed: Mapping[str, str] | None = None) -> dict[str, Any]:
+def content(cases: Iterable[Case], failed: Mapping[str, str] | None = None, **untimed: Any) -> dict[str, Any]:
     """What pytest-benchmark saves."""
     return {
         "machine_info": CPU.model_dump(mode="json"),
@@ -65,18 +65,20 @@ def content(cases: Iterable[Case], failed: Mapping[str, str] | None = None) -> d
         ],
         "datetime": "2026-11-26T04:00:00+00:00",
         "version": "5.2.3",
-        EXTRA: {"failed": dict(failed or {})},
+        EXTRA: {"failed": dict(failed or {}), **untimed},
     }  # fmt: skip
 
 
-def write(path: Path, cases: Iterable[Case], failed: Mapping[str, str] | None = None) -> Path:
+def write(path: Path, cases: Iterable[Case], failed: Mapping[str, str] | None = None, **untimed: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content(cases, failed)))
+    path.write_text(json.dumps(content(cases, failed, **untimed)))
     return path
 
 
-def saved(tmp_path: Path, name: str, cases: Iterable[Case], failed: Mapping[str, str] | None = None) -> Saved:
-    return read_saved(write(tmp_path / f"{name}.json", cases, failed))
+def saved(
+    tmp_path: Path, name: str, cases: Iterable[Case], failed: Mapping[str, str] | None = None, **untimed: Any
+) -> Saved:
+    return read_saved(write(tmp_path / f"{name}.json", cases, failed, **untimed))
 
 
 @dataclass(frozen=True)

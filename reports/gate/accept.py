@@ -32,9 +32,13 @@ def first(runs: Sequence[Saved]) -> Raised:
     """A reference of what was measured, whatever there was before. Raises Refused where that is not whole."""
     if not runs[0].cases:
         raise Refused("no kernel gave a time, so there is nothing to compare with later")
-    if failed := [f"{case}: {why}" for run in runs for case, why in run.failed.items()]:
-        raise Refused(f"not everything was measured, so it is no reference: {'; '.join(failed)}")
-    chosen = {case: _quietest(case, runs) for case in runs[0].cases}
+    cases = list(dict.fromkeys(case for run in runs for case in run.cases))
+    disturbed = {c: why for run in runs for c, why in run.disturbed.items() if c not in cases}
+    failed = disturbed | {case: why for run in runs for case, why in run.failed.items()}
+    if failed:
+        each = "; ".join(f"{case}: {why}" for case, why in failed.items())
+        raise Refused(f"not everything was measured, so it is no reference: {each}")
+    chosen = {case: _quietest(case, runs) for case in cases}
     return Raised(_file(chosen), tuple(f"{case}: {_speed(run.cases[case])}" for case, run in chosen.items()))
 
 

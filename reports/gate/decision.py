@@ -22,7 +22,7 @@ class Outcome(StrEnum):
     SAME = "same"
     SLOWER = "slower"
     FASTER = "faster"
-    MISSING = "missing"  # the reference has it, the run does not
+    MISSING = "missing"  # no time, though the reference has one or the kernel is there
     NOT_COMPARABLE = "not comparable"
     UNCLEAR = "unclear"  # too noisy, in as many runs as there may be
     AGAIN = "again"  # no decision yet: measure it once more
@@ -42,7 +42,7 @@ class Decision:
     stored: Case | None = None
     new: Case | None = None  # of the run that decided
     looks: tuple[Look, ...] = ()
-    reason: str = ""  # of MISSING and NOT_COMPARABLE
+    reason: str = ""  # where there are no looks
     software: tuple[str, ...] = ()  # what else is different: 'numba 0.61 -> 0.62'
 
     @property
@@ -86,17 +86,23 @@ def judge(reference: Saved, runs: Sequence[Saved], rule: Rule = RULE) -> Judgeme
     if not runs:
         raise ValueError("nothing was measured")
     first, *_ = runs
-    ids = [*reference.cases, *(c for c in first.cases if c not in reference.cases)]
+    ids = dict.fromkeys((*reference.cases, *first.cases, *first.failed))
     return Judgement(tuple(_case(c, reference.cases.get(c), runs, rule) for c in ids))
 
 
 def _case(case: str, stored: Case | None, runs: Sequence[Saved], rule: Rule) -> Decision:
     seen = [run.cases[case] for run in runs if case in run.cases]
+    for run in runs:
+        if case in run.failed:
+            return Decision(case, Outcome.MISSING, stored, reason=run.failed[case])
+    if not seen:
+        if disturbed := [run.disturbed[case] for run in runs if case in run.disturbed]:
+            return Decision(case, Outcome.AGAIN, stored, reason=disturbed[-1])
+        return Decision(
+            case, Outcome.MISSING, stored, reason=runs[0].skipped.get(case, "it was not measured")
+        )
     if stored is None:
         return Decision(case, Outcome.NEW, new=seen[0])
-    if case not in runs[0].cases or any(case in run.failed for run in runs):
-        why = next((run.failed[case] for run in runs if case in run.failed), "it was not measured")
-        return Decision(case, Outcome.MISSING, stored, reason=why)
     for new in seen:
         if reason := why_not(stored, new):
             return Decision(case, Outcome.NOT_COMPARABLE, stored, new, reason=reason)

@@ -141,6 +141,8 @@ class Saved:
     path: Path
     cases: Mapping[str, Case]
     failed: Mapping[str, str]  # cases that gave no time -> why
+    skipped: Mapping[str, str]  # what this machine cannot run -> why
+    disturbed: Mapping[str, str]  # no fault of the kernel: the machine's speed changed, say
     raw: Mapping[str, Any]  # the file, for saving a part of it again
 
     def benchmark(self, case: str) -> Any:
@@ -172,11 +174,16 @@ def read_saved(path: Path) -> Saved:
         if case.id in cases:
             raise SavedError(f"{path} holds {case.id} twice; {_ADVICE}")
         cases[case.id] = case
+    failed, skipped, disturbed = (_reasons(path, raw, kind) for kind in ("failed", "skipped", "disturbed"))
+    return Saved(path, cases, failed, skipped, disturbed, raw)
+
+
+def _reasons(path: Path, raw: Mapping[str, Any], kind: str) -> dict[str, str]:
     ours = raw.get(EXTRA)
-    failed = ours.get("failed", {}) if isinstance(ours, dict) else {}
-    if not isinstance(failed, dict) or not all(isinstance(v, str) for v in failed.values()):
-        raise SavedError(f"{path}: {EXTRA}.failed is no table of reasons; {_ADVICE}")
-    return Saved(path, cases, failed, raw)
+    found = ours.get(kind, {}) if isinstance(ours, dict) else {}
+    if not isinstance(found, dict) or not all(isinstance(why, str) for why in found.values()):
+        raise SavedError(f"{path}: {EXTRA}.{kind} is no table of reasons; {_ADVICE}")
+    return found
 
 
 def _id(benchmark: Mapping[str, Any]) -> str:

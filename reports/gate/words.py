@@ -18,14 +18,16 @@ def signed(share: float) -> str:
 def sentence(d: Decision) -> str:
     """What became of a case and what to make of it."""
     if d.outcome is Outcome.MISSING:
-        return f"has no time, and the reference has one: {d.reason}"
+        missed = ", and the reference has one" if d.stored is not None else ""
+        return f"has no time{missed}: {d.reason}"
     if d.outcome is Outcome.NOT_COMPARABLE:
         return f"{d.reason}; nothing follows from the difference"
     if d.outcome is Outcome.NEW:
         return "is not in the reference; `attnbench gate accept` adds it"
     if d.outcome is Outcome.ANCHOR:
         return "is what the others are compared with"
-    assert d.look is not None
+    if d.look is None:
+        return f"has to be measured once more: {d.reason}"
     speed, seen = d.look.speed, _interval(d)
     match d.outcome:
         case Outcome.SLOWER:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-FAILED = pytest.StashKey[dict[str, str]]()
+UNTIMED = pytest.StashKey[dict[str, dict[str, str]]]()  # failed, skipped, disturbed -> case -> why
 RUN = pytest.StashKey[Any]()
 EXIT_USAGE = 2
 
@@ -51,4 +51,4 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """What gave no time, with its reason: pytest-benchmark leaves out what failed."""
     if gate_run(config) is not None:
-        output_json["attnbench"] = {"failed": config.stash.get(FAILED, {})}
+        output_json["attnbench"] = config.stash.get(UNTIMED, {})

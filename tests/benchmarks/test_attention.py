@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.benchmarks.conftest import FAILED, gate_run
+from tests.benchmarks.conftest import UNTIMED, gate_run
 
 
 class MeasuredTime:
@@ -63,8 +63,9 @@ def test_attention(benchmark, wanted, pytestconfig):
     except StoreError as error:
         pytest.exit(str(error), 4)
     if measured.case is None:
-        pytestconfig.stash.setdefault(FAILED, {})[wanted.id] = measured.reason
-        (pytest.skip if measured.skipped else pytest.fail)(f"{wanted.id}: {measured.reason}")
+        untimed = pytestconfig.stash.setdefault(UNTIMED, {})
+        untimed.setdefault(measured.kind, {})[wanted.id] = measured.reason
+        (pytest.skip if measured.kind == "skipped" else pytest.fail)(f"{wanted.id}: {measured.reason}")
     benchmark.group = f"{wanted.task}/{wanted.workload}"
     benchmark.extra_info[EXTRA] = measured.case.model_dump(mode="json")
     TIMER.load(block.median_ms for block in measured.blocks)

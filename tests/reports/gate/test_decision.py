@@ -64,6 +64,37 @@ def test_a_case_that_fails_when_measured_again_is_missing(decide):
     assert outcome(found) is Outcome.MISSING
 
 
+def test_a_new_kernel_that_is_wrong_fails_too(decide):
+    found = decide(([anchor(), case()], {"a/b/new": "wrong_numerics: off by 3"}))
+    assert outcome(found, "a/b/new") is Outcome.MISSING
+    assert found.failed
+    assert "a/b/new has no time: wrong_numerics" in report(found)
+
+
+def test_what_the_machine_cannot_run_is_missing_only_where_it_could_before(tmp_path):
+    other = "mha_causal/b/flash-attn-4"
+    run = saved(
+        tmp_path, "run", [anchor()], skipped={other: "skipped: not installed", OWN: "skipped: not installed"}
+    )
+    found = judge(saved(tmp_path, "reference", [anchor(), case()]), [run])
+    assert outcome(found) is Outcome.MISSING
+    assert "not installed" in report(found)
+    assert other not in [d.case for d in found.decisions]
+    assert set(accepted(tmp_path, first([run])).cases) == {ANCHOR}
+
+
+def test_what_was_disturbed_is_measured_again_and_no_fault_of_the_kernel(tmp_path):
+    reference = saved(tmp_path, "reference", [anchor(), case()])
+    disturbed = saved(tmp_path, "run", [anchor()], disturbed={OWN: "infra: the speed changed"})
+    found = judge(reference, [disturbed])
+    assert found.again == (OWN,)
+    assert not found.failed
+    assert "once more: infra: the speed changed" in report(found)
+    assert outcome(judge(reference, [disturbed, saved(tmp_path, "again", [case()])])) is Outcome.SAME
+    with pytest.raises(Refused, match="the speed changed"):
+        first([disturbed])
+
+
 def test_a_new_case_passes_and_is_offered(decide):
     found = decide([anchor(), case(), case(kernel="other")])
     assert outcome(found, OWN.replace("mine", "other")) is Outcome.NEW
