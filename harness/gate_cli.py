@@ -70,12 +70,12 @@ def gate(
         Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML as well.")
     ] = None,
     github: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--github/--no-github",
             help="Annotations and a step summary for GitHub Actions [there: yes, elsewhere: no].",
         ),
-    ] = os.environ.get("GITHUB_ACTIONS") == "true",
+    ] = None,
     no_sandbox: Annotated[
         bool, typer.Option("--no-sandbox", help="Run kernels with your own rights.")
     ] = False,
@@ -88,7 +88,8 @@ def gate(
     asked = gate_commands.Asked(
         experiment, target, tuple(candidates or ()), anchor, time_cap, storage, no_sandbox
     )
-    telling = gate_commands.Telling(as_json, junit, github)
+    there = os.environ.get("GITHUB_ACTIONS") == "true"
+    telling = gate_commands.Telling(as_json, junit, there if github is None else github)
     try:
         if reference:
             gate_commands.make_reference(asked, measured)

@@ -32,7 +32,8 @@ class Place:
         self.path, self.saved = path, path / ".benchmarks" / get_machine_id()
         self.to_come, self.measured = [], []
         monkeypatch.setattr(gate_commands, "run_benchmarks", self.pytest)
-        monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+        for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+            monkeypatch.delenv(name, raising=False)
 
     def put(self, kind, cases, failed=None):
         number = len(list(self.saved.glob("*.json"))) + 1
@@ -237,11 +238,14 @@ def test_json_is_json_alone_on_standard_output(place, monkeypatch):
     assert "### Gate FAILED" in (place.path / "summary.md").read_text()
 
 
-def test_annotations_are_for_github_only(place):
+def test_annotations_are_for_github_only(place, monkeypatch):
     place.put("reference", [anchor(), case()])
     place.put("gate", [anchor()], {OWN: "crash: it died"})
     assert "::error" not in place.gate("--measured").stdout
     assert "::error" in place.gate("--measured", "--github").stdout
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert "::error" in place.gate("--measured").stdout
+    assert "::error" not in place.gate("--measured", "--no-github").stdout
 
 
 def test_a_file_that_cannot_be_written_is_named(place):
