@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from harness.measure.statistics import Interval, noise_floor
 from harness.records import PROTOCOL_VERSION, Block, Positive, Ratio, Record, Result, Sha256
 from harness.runs import Environment
 
@@ -92,7 +93,8 @@ class Case(Record):
     @property
     def noise_floor(self) -> float:
         """The fraction by which the anchor may differ from itself."""
-        return max(self.noise.high, 1 / self.noise.low) - 1
+        noise = self.noise
+        return noise_floor(Interval(noise.median, noise.low, noise.high, noise.pairs))
 
 
 def case_id(task: str, workload: str, kernel: str) -> str:
