@@ -165,13 +165,13 @@ def _quieten(asked: Asked, experiment: Experiment, storage: Storage) -> None:
 
 
 def _noisy(storage: Storage) -> list[str]:
-    """Cases without a measurement that is quiet enough to be compared with later."""
+    """Cases without a measurement so quiet that it would not widen the band of every gate to come."""
     runs = storage.runs()
     least = dict.fromkeys((c for run in runs for c in run.disturbed), float("inf"))
     for run in runs:
         for case in run.cases.values():
             least[case.id] = min(case.noise_floor, least.get(case.id, float("inf")))
-    return [case for case, noise in least.items() if RULE.noise_factor * noise > RULE.blind]
+    return [case for case, noise in least.items() if RULE.noise_factor * noise > RULE.least]
 
 
 def _same_options(asked: Asked) -> str:

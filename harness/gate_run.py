@@ -101,13 +101,11 @@ class GateRun:
         return {w.id: self._of(results.get(w.id), results) for w in self.wanted}
 
     def _evaluated(self, wanted: Sequence[Wanted], bench: Bench) -> dict[str, Result]:
-        """Results of at least these cases, with their anchors."""
-        cells, kernels = {(w.task, w.workload) for w in wanted}, {w.kernel for w in wanted}
+        """Results of these cases and of all others of their cells: who else is in a session may matter."""
+        cells = {(w.task, w.workload) for w in wanted}
         plan = replace(
             self._plan,
             cells=tuple(c for c in self._plan.cells if (c.task.name, c.workload.key) in cells),
-            candidates=tuple(m for m in self._plan.candidates if m.name in kernels),
-            baselines=tuple(b for b in self._plan.baselines if b in kernels or self._may_anchor(b)),
         )
         with (
             tempfile.TemporaryDirectory(prefix="attnbench-gate-") as folder,
@@ -115,9 +113,6 @@ class GateRun:
         ):
             evaluate(plan, bench, store, _Silent())
             return {case_id(r.task, r.workload.key, r.candidate.name): r for r in store.results.values()}
-
-    def _may_anchor(self, baseline: str) -> bool:
-        return self.experiment.anchor in (None, baseline)
 
     def _of(self, result: Result | None, results: dict[str, Result]) -> Measured:
         if result is None:

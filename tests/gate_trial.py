@@ -20,7 +20,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ from harness.measure.statistics import Change
 from harness.targets import find_target
 from harness.verify.exam import Question
 from harness.worker.moves import draw
-from reports.gate.change import RULE, Look, look
-from reports.gate.decision import Outcome, settle
+from reports.gate.change import RULE, Look
+from reports.gate.decision import Outcome, weigh
 from reports.gate.saved import Case, Machine
 from tasks import find
 from tasks.spec import Workload
@@ -50,7 +50,7 @@ HEADS = 50
 WORKLOAD = Workload(TASK, 1, HEADS, HEADS, 16, 16, 64, 64, "fp32")
 SLOWDOWN = 1.10  # in time
 TRIED = (3, 5, 7)  # heads computed twice, while calibrating
-SAMPLING = {"block_ms": 16.0, "flush_ms": 0.1, "max_iterations": 40, "min_rounds": 10, "max_rounds": 1000}
+SAMPLING = {"block_ms": 8.0, "flush_ms": 0.1, "max_iterations": 40, "min_rounds": 10, "max_rounds": 1000}
 LOOP = "for work in prange(batch * heads * blocks):\n"
 TWICE = (
     "for item in prange(batch * heads * blocks + extra):\n        work = item % (batch * heads * blocks)\n"
@@ -61,7 +61,7 @@ from flash import flash_attention
 def attention(q, k, v, out, *, scale):
     flash_attention(q, k, v, out, scale=scale, causal=True, extra={extra})
 """
-SAME = ("kernel.py", "twin.py")  # the same source, loaded twice
+SAME = "kernel.py"
 
 
 @dataclass
@@ -87,15 +87,18 @@ class Trial:
     day: int
     reference: int
     outcome: Outcome = Outcome.AGAIN
-    looks: list[Look] = field(default_factory=list)
+    looks: tuple[Look, ...] = ()
+    look: Look | None = None
+    runs: list[Case] = field(default_factory=list)
 
-    def see(self, one: Look) -> None:
-        self.looks.append(one)
-        self.outcome, _ = settle([seen.change for seen in self.looks], RULE)
+    def see(self, stored: Case, new: Case) -> None:
+        self.runs.append(new)
+        weighed = weigh(stored, self.runs, RULE)
+        self.outcome, self.looks, self.look = weighed.outcome, weighed.looks, weighed.look
 
 
 def bundle(folder: Path, extras: Sequence[int]) -> Manifest:
-    """The example kernel twice, and slower ones that compute so many heads twice."""
+    """The example kernel, and slower ones that compute so many heads twice."""
     source = (EXAMPLE / "flash.py").read_text()
     for old, new in (
         (LOOP, TWICE),
@@ -107,7 +110,7 @@ def bundle(folder: Path, extras: Sequence[int]) -> Manifest:
         source = source.replace(old, new)
     folder.mkdir()
     (folder / "flash.py").write_text(source)
-    for name, extra in (*((same, 0) for same in SAME), *((slower(n), n) for n in extras)):
+    for name, extra in ((SAME, 0), *((slower(n), n) for n in extras)):
         (folder / name).write_text(KERNEL.format(extra=extra))
     (folder / "candidate.toml").write_text(f'task = "{TASK}"\nbackend = "numba"\nentry = "kernel.py"\n')
     return read_candidate(folder)
@@ -189,33 +192,33 @@ class Day:
 
 def calibrated(folder: Path, s: Settings) -> tuple[int, dict[int, float]]:
     """Heads to compute twice for the slowdown wanted, and what those that were tried cost in time."""
-    day = Day(bundle(folder, TRIED), (SAME[0], *map(slower, TRIED)), s.core, s.seed)
+    day = Day(bundle(folder, TRIED), (SAME, *map(slower, TRIED)), s.core, s.seed)
     try:
-        cases = day.measure((SAME[0], *map(slower, TRIED)), 5 * s.cap_s)
+        cases = day.measure((SAME, *map(slower, TRIED)), 5 * s.cap_s)
     finally:
         day.close()
-    own = cases[SAME[0]].ratio.median
+    own = cases[SAME].ratio.median
     cost = {n: own / cases[slower(n)].ratio.median for n in TRIED}
     slope, start = np.polyfit(TRIED, [cost[n] for n in TRIED], 1)
     return round((SLOWDOWN - start) / slope), cost
 
 
 def references_of(manifest: Manifest, s: Settings) -> list[Case]:
-    """Stored sessions, twice as long as new ones; a noisy one is measured again, the quieter is kept."""
-    day, found = Day(manifest, SAME, s.core, s.seed + 1), []
+    """Stored sessions, thrice as long as new ones; a noisy one is measured again, the quietest is kept."""
+    day, found = Day(manifest, (SAME,), s.core, s.seed + 1), list[Case]()
     try:
         while len(found) < s.references:
-            tries = [day.measure(SAME, 2 * s.cap_s)]
-            while len(tries) < RULE.most and RULE.noise_factor * _noise(tries[-1]) > RULE.blind:
-                tries.append(day.measure(SAME, 2 * s.cap_s))
-            found += min(tries, key=_noise).values()
+            tries: list[Case] = []
+            while not tries or (len(tries) < RULE.most and _noisy(tries[-1])):
+                tries.append(day.measure((SAME,), 3 * s.cap_s)[SAME])
+            found.append(min(tries, key=lambda case: case.noise_floor))
     finally:
         day.close()
-    return found[: s.references]
+    return found
 
 
-def _noise(cases: Mapping[str, Case]) -> float:
-    return max(case.noise_floor for case in cases.values())
+def _noisy(case: Case) -> bool:
+    return RULE.noise_factor * case.noise_floor > RULE.least
 
 
 def run(s: Settings) -> dict[str, Any]:
@@ -229,14 +232,13 @@ def run(s: Settings) -> dict[str, Any]:
         manifest = bundle(Path(folder) / "kernels", (extra,))
         stored = references_of(manifest, s)
         print(f"noise floors of the references: {[round(c.noise_floor, 4) for c in stored]}", flush=True)
-        sessions = -(-s.comparisons // len(SAME))
         for n in range(s.days):
-            day = Day(manifest, (*SAME, slower(extra)), s.core, s.seed + 2 + n)
+            day = Day(manifest, (SAME, slower(extra)), s.core, s.seed + 2 + n)
             try:
-                for index in range(n * sessions // s.days, (n + 1) * sessions // s.days):
+                for index in range(n * s.comparisons // s.days, (n + 1) * s.comparisons // s.days):
                     if time.monotonic() - began > 60 * s.minutes:
                         break
-                    trials += _session(day, n, index, stored, extra, s)
+                    trials += _compared(day, n, index, stored, extra, s)
             finally:
                 day.close()
     return {
@@ -249,21 +251,34 @@ def run(s: Settings) -> dict[str, Any]:
         "slower": {"heads_twice": extra, "of": HEADS, "calibration": cost},
         "references": [_told(case) for case in stored],
         "summary": summary(trials),
-        "trials": [asdict(t) for t in trials],
+        "trials": [_figures(t) for t in trials],
     }
 
 
-def _session(day: Day, n: int, index: int, stored: Sequence[Case], extra: int, s: Settings) -> list[Trial]:
-    """One new session and as many more as its comparisons need."""
-    trials = {kernel: Trial("same", n, (2 * index + i) % len(stored)) for i, kernel in enumerate(SAME)}
-    if index < s.slowdowns:
-        trials[slower(extra)] = Trial("slower", n, 2 * index % len(stored))
-    while left := [kernel for kernel, trial in trials.items() if trial.outcome is Outcome.AGAIN]:
-        for kernel, case in day.measure(left, s.cap_s * (2 + len(left)) / 5).items():
-            trials[kernel].see(look(stored[trials[kernel].reference], case, RULE))
-    said = " ".join(f"{t.kind}:{t.outcome}/{len(t.looks)}@{t.looks[-1].band:.3f}" for t in trials.values())
-    print(f"{n}.{index} {said}", flush=True)
+def _compared(day: Day, n: int, index: int, stored: Sequence[Case], extra: int, s: Settings) -> list[Trial]:
+    """One comparison of the kernel with itself, and where its turn is one of the slower kernel.
+
+    Who else is in a session matters with so small a flush, so each has one kernel, as the references have.
+    """
+    trials = {SAME: Trial("same", n, index % len(stored))}
+    share = s.slowdowns / s.comparisons
+    if int((index + 1) * share) > int(index * share):
+        trials[slower(extra)] = Trial("slower", n, index % len(stored))
+    for kernel, trial in trials.items():
+        while trial.outcome is Outcome.AGAIN:
+            trial.see(stored[trial.reference], day.measure((kernel,), s.cap_s)[kernel])
+    said = (
+        f"{t.kind}:{t.outcome}/{len(t.looks)} {t.look.speed.median:.3f} in {t.look.band:.3f}"
+        for t in trials.values()
+        if t.look
+    )
+    print(f"{n}.{index} {', '.join(said)}", flush=True)
     return list(trials.values())
+
+
+def _figures(trial: Trial) -> dict[str, Any]:
+    found = asdict(trial)
+    return {**found, "runs": [_told(run) for run in trial.runs]}
 
 
 def _told(case: Case) -> dict[str, float]:
@@ -308,9 +323,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the one that is used")
-    parser.add_argument(
-        "--cap-s", type=float, default=4.0, help="sampling time of a session of three kernels"
-    )
+    parser.add_argument("--cap-s", type=float, default=2.5, help="sampling time of a session")
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--comparisons", type=int, default=200)
     parser.add_argument("--slowdowns", type=int, default=100)

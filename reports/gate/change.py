@@ -8,9 +8,11 @@ the change of a kernel is the new ratio over the stored one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
-from harness.measure.statistics import Change, Interval, classify
+from harness.measure.statistics import Change, Interval, classify, noise_floor
 from harness.records import Ratio
 from reports.gate.saved import Case
 
@@ -31,7 +33,7 @@ RULE = Rule()
 
 @dataclass(frozen=True)
 class Look:
-    """What one run says of a case. `speed`: new over stored, above 1 is faster."""
+    """What runs say of a case. `speed`: new over stored, above 1 is faster."""
 
     speed: Interval
     noise_floor: float  # of the noisier of the two sessions
@@ -39,10 +41,10 @@ class Look:
     change: Change
 
 
-def look(stored: Case, new: Case, rule: Rule = RULE) -> Look:
-    """Compare two measurements of a case."""
-    speed = quotient(new.ratio, stored.ratio)
-    noise = max(stored.noise_floor, new.noise_floor)
+def look(stored: Case, runs: Sequence[Case], rule: Rule = RULE) -> Look:
+    """Compare what one or more runs of a case say together with the reference."""
+    speed = quotient(together([run.ratio for run in runs]), together([stored.ratio]))
+    noise = max(stored.noise_floor, noise_floor(together([run.noise for run in runs])))
     band = max(rule.least, rule.noise_factor * noise)
     change = classify(speed, band)
     if change is Change.SAME and band > rule.blind:
@@ -50,7 +52,21 @@ def look(stored: Case, new: Case, rule: Rule = RULE) -> Look:
     return Look(speed, noise, band, change)
 
 
-def quotient(new: Ratio, stored: Ratio) -> Interval:
+def together(ratios: Sequence[Ratio]) -> Interval:
+    """Independent measurements of one ratio as one: the mean of the logarithms.
+
+    The arms are theirs in quadrature over their number, and no shorter than the scatter of the medians says.
+    """
+    n, logs = len(ratios), [math.log(r.median) for r in ratios]
+    middle = sum(logs) / n
+    scatter = 1.96 * stdev(logs) / math.sqrt(n) if n > 1 else 0.0
+    up = max(scatter, math.hypot(*(math.log(r.high / r.median) for r in ratios)) / n)
+    down = max(scatter, math.hypot(*(math.log(r.median / r.low) for r in ratios)) / n)
+    pairs = sum(r.pairs for r in ratios)
+    return Interval(math.exp(middle), math.exp(middle - down), math.exp(middle + up), pairs)
+
+
+def quotient(new: Interval, stored: Interval) -> Interval:
     """new / stored with its interval.
 
     The errors of the two are independent, so the arms of their intervals add in quadrature, as logarithms;
@@ -59,5 +75,4 @@ def quotient(new: Ratio, stored: Ratio) -> Interval:
     middle = math.log(new.median / stored.median)
     up = math.hypot(math.log(new.high / new.median), math.log(stored.median / stored.low))
     down = math.hypot(math.log(new.median / new.low), math.log(stored.high / stored.median))
-    pairs = min(new.pairs, stored.pairs)
-    return Interval(math.exp(middle), math.exp(middle - down), math.exp(middle + up), pairs)
+    return Interval(math.exp(middle), math.exp(middle - down), math.exp(middle + up), min(new.n, stored.n))

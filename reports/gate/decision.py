@@ -1,4 +1,4 @@
-"""Owns what becomes of each case: one run suspects, a second one that agrees convicts.
+"""Owns what becomes of each case: one run suspects, further ones that agree convict.
 
 A single run is wrong now and then, whatever its interval says: a session can fall into an odd hour. So a case
 that looks slower, faster or unclear is measured again, until runs agree or there have been enough.
@@ -41,14 +41,10 @@ class Decision:
     outcome: Outcome
     stored: Case | None = None
     new: Case | None = None  # of the run that decided
-    looks: tuple[Look, ...] = ()
+    looks: tuple[Look, ...] = ()  # of each run
+    look: Look | None = None  # the one that the outcome rests on
     reason: str = ""  # where there are no looks
     software: tuple[str, ...] = ()  # what else is different: 'numba 0.61 -> 0.62'
-
-    @property
-    def look(self) -> Look | None:
-        """The one that the outcome rests on."""
-        return self.looks[-1] if self.looks else None
 
     @property
     def kernel_changed(self) -> bool:
@@ -109,25 +105,47 @@ def _case(case: str, stored: Case | None, runs: Sequence[Saved], rule: Rule) -> 
     software = changed_software(stored.machine, seen[-1].machine)
     if stored.is_anchor:
         return Decision(case, Outcome.ANCHOR, stored, seen[0], software=software)
-    looks = tuple(look(stored, new, rule) for new in seen)
-    outcome, decisive = settle([one.change for one in looks], rule)
-    kept = looks[: decisive + 1]
-    return Decision(case, outcome, stored, seen[decisive], kept, software=software)
+    weighed = weigh(stored, seen, rule)
+    new = seen[len(weighed.looks) - 1]
+    return Decision(case, weighed.outcome, stored, new, weighed.looks, weighed.look, software=software)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What runs of a case come to: each for itself, as far as they were needed, and the look that decided."""
+
+    outcome: Outcome
+    looks: tuple[Look, ...]
+    look: Look
+
+
+def weigh(stored: Case, runs: Sequence[Case], rule: Rule = RULE) -> Weighed:
+    """Decide a case by its runs, in their order.
+
+    A run that sees no change clears it, and so do all runs taken together. Slower and faster are believed
+    where all together say so, and `agree` of them lie beyond the band, each for itself. What is not settled
+    after `most` runs is unclear: nobody is convicted of what could not be seen. Raises ValueError without a
+    run.
+    """
+    alone: list[Look] = []
+    for n, run in enumerate(runs, 1):
+        alone.append(look(stored, [run], rule))
+        all_runs = look(stored, runs[:n], rule)
+        for one in (alone[-1], all_runs):
+            if one.change is Change.SAME:
+                return Weighed(Outcome.SAME, tuple(alone), one)
+        outcome = _BELIEVED.get(all_runs.change)
+        if outcome is not None and sum(_beyond(one, all_runs) for one in alone) >= rule.agree:
+            return Weighed(outcome, tuple(alone), all_runs)
+    if not alone:
+        raise ValueError("a case without a run")
+    return Weighed(Outcome.UNCLEAR if len(alone) >= rule.most else Outcome.AGAIN, tuple(alone), all_runs)
 
 
 _BELIEVED: Mapping[Change, Outcome] = {Change.SLOWER: Outcome.SLOWER, Change.FASTER: Outcome.FASTER}
 
 
-def settle(changes: Sequence[Change], rule: Rule = RULE) -> tuple[Outcome, int]:
-    """What looks at one case come to, in their order, and the index of the one that decided.
-
-    SAME clears at once. SLOWER and FASTER are believed when `agree` looks say so. What is not settled after
-    `most` looks is unclear: nobody is convicted of what could not be seen.
-    """
-    for n, change in enumerate(changes):
-        if change is Change.SAME:
-            return Outcome.SAME, n
-        if change in _BELIEVED and list(changes[: n + 1]).count(change) >= rule.agree:
-            return _BELIEVED[change], n
-    last = len(changes) - 1
-    return (Outcome.UNCLEAR if len(changes) >= rule.most else Outcome.AGAIN), last
+def _beyond(one: Look, all_runs: Look) -> bool:
+    """Whether a run's own median lies beyond the band, on the side where all of them are."""
+    edge = 1 + all_runs.band
+    return one.speed.median > edge if all_runs.change is Change.FASTER else one.speed.median < 1 / edge

@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from reports.gate.change import Look
 from reports.gate.decision import Decision, Judgement, Outcome
 from reports.gate.words import headline, percent, sentence, signed
 
@@ -72,19 +73,21 @@ def _figures(d: Decision) -> dict[str, Any]:
         "sentence": sentence(d),
         "kernel_changed": d.kernel_changed,
         "software": d.software,
-        "looks": [
-            {
-                "speed": one.speed.median,
-                "low": one.speed.low,
-                "high": one.speed.high,
-                "noise_floor": one.noise_floor,
-                "band": one.band,
-                "change": str(one.change),
-            }
-            for one in d.looks
-        ],
+        "decided_by": _look(d.look) if d.look else None,
+        "looks": [_look(one) for one in d.looks],
         "reference": d.stored.model_dump(mode="json") if d.stored else None,
         "measured": d.new.model_dump(mode="json") if d.new else None,
+    }
+
+
+def _look(one: Look) -> dict[str, Any]:
+    return {
+        "speed": one.speed.median,
+        "low": one.speed.low,
+        "high": one.speed.high,
+        "noise_floor": one.noise_floor,
+        "band": one.band,
+        "change": str(one.change),
     }
 
 

@@ -31,7 +31,7 @@ def sentence(d: Decision) -> str:
     speed, seen = d.look.speed, _interval(d)
     match d.outcome:
         case Outcome.SLOWER:
-            runs = f"{len(d.looks)} runs looked" if len(d.looks) > 2 else "two runs agree"
+            runs = f"{len(d.looks)} runs together" if len(d.looks) > 2 else "two runs agree"
             return f"is {percent(1 - speed.median)} slower than the reference ({seen}; {runs}){_cause(d)}"
         case Outcome.FASTER:
             raise_it = "`attnbench gate accept` raises the reference"

@@ -10,17 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.measure.statistics import Change
-from reports.gate.change import RULE, look, quotient
-from reports.gate.decision import Outcome, settle
+from reports.gate.change import RULE, look, quotient, together
+from reports.gate.decision import Outcome, weigh
 from tests.gates import Weather, case, ratio, session
 
 speeds = st.floats(0.05, 20)
 widths = st.floats(1e-4, 0.5)
 
 
+def change(new, stored):
+    return quotient(together([new]), together([stored]))
+
+
 @given(speeds, speeds, widths, widths)
 def test_the_change_is_the_quotient_and_both_intervals_are_in_it(new, stored, a, b):
-    found = quotient(ratio(new, a), ratio(stored, b))
+    found = change(ratio(new, a), ratio(stored, b))
     assert found.median == pytest.approx(new / stored)
     arm = math.hypot(math.log1p(a), math.log1p(b))
     assert math.log(found.high / found.median) == pytest.approx(arm)
@@ -29,7 +33,7 @@ def test_the_change_is_the_quotient_and_both_intervals_are_in_it(new, stored, a,
 
 @given(speeds, speeds, widths, widths)
 def test_looking_from_the_other_side_is_the_inverse(new, stored, a, b):
-    one, other = quotient(ratio(new, a), ratio(stored, b)), quotient(ratio(stored, b), ratio(new, a))
+    one, other = change(ratio(new, a), ratio(stored, b)), change(ratio(stored, b), ratio(new, a))
     assert one.low == pytest.approx(1 / other.high)
     assert one.high == pytest.approx(1 / other.low)
 
@@ -37,7 +41,7 @@ def test_looking_from_the_other_side_is_the_inverse(new, stored, a, b):
 def test_the_arms_that_point_the_same_way_are_taken_together():
     new = ratio(1.0, 0.01).model_copy(update={"high": 1.2})
     stored = ratio(1.0, 0.01).model_copy(update={"low": 1 / 1.1})
-    found = quotient(new, stored)
+    found = change(new, stored)
     assert math.log(found.high) == pytest.approx(math.hypot(math.log(1.2), math.log(1.1)))
     assert math.log(found.low) == pytest.approx(-math.hypot(math.log(1.01), math.log(1.01)))
 
@@ -45,15 +49,14 @@ def test_the_arms_that_point_the_same_way_are_taken_together():
 @given(speeds, widths, st.floats(0.1, 10))
 def test_a_day_on_which_everything_is_slower_changes_nothing(speed, width, day):
     """Times are ten times as long, ratios the same."""
-    assert look(
-        case(speed, width, time_ms=2.0), case(speed, width, time_ms=2.0 * day)
-    ).speed.median == pytest.approx(1)
+    found = look(case(speed, width, time_ms=2.0), [case(speed, width, time_ms=2.0 * day)])
+    assert found.speed.median == pytest.approx(1)
 
 
 def test_the_band_is_five_percent_or_twice_the_noise_floor_of_the_noisier_session():
-    assert look(case(noise=0.01), case(noise=0.01)).band == RULE.least == 0.05
+    assert look(case(noise=0.01), [case(noise=0.01)]).band == RULE.least == 0.05
     for stored, new in ((0.03, 0.04), (0.04, 0.03)):
-        assert look(case(noise=stored), case(noise=new)).band == pytest.approx(2 * 0.04)
+        assert look(case(noise=stored), [case(noise=new)]).band == pytest.approx(2 * 0.04)
 
 
 @pytest.mark.parametrize(
@@ -70,32 +73,57 @@ def test_the_band_is_five_percent_or_twice_the_noise_floor_of_the_noisier_sessio
     ],
 )
 def test_what_a_look_says(slower_by, half_width, noise, expected):
-    assert look(case(0.8, half_width, noise), case(0.8 / slower_by, half_width, noise)).change is expected
+    assert look(case(0.8, half_width, noise), [case(0.8 / slower_by, half_width, noise)]).change is expected
 
 
-S, F, E, U = Change.SLOWER, Change.FASTER, Change.SAME, Change.UNCLEAR
+@given(st.lists(st.tuples(speeds, widths), min_size=1, max_size=4))
+def test_runs_together_are_the_mean_of_their_logarithms_and_as_sure_as_they_agree(runs):
+    found = together([ratio(speed, width) for speed, width in runs])
+    logs = np.log([speed for speed, _ in runs])
+    assert math.log(found.median) == pytest.approx(logs.mean(), abs=1e-9)
+    arm = math.log(found.high / found.median)
+    assert arm >= math.hypot(*(math.log1p(width) for _, width in runs)) / len(runs) - 1e-9
+    if len(runs) > 1:
+        assert arm >= 1.96 * logs.std(ddof=1) / math.sqrt(len(runs)) - 1e-9
+
+
+def test_four_runs_that_agree_are_twice_as_sure_as_one():
+    found = together([ratio(0.8, 0.04)] * 4)
+    assert math.log(found.high / found.median) == pytest.approx(math.log1p(0.04) / 2)
+    assert look(case(noise=0.01), [case(noise=0.04)] * 4).noise_floor == pytest.approx(0.02, rel=0.01)
+
+
+S, F, E = case(1 / 1.1), case(1.1), case()
+WIDE = case(1 / 1.1, half_width=0.075)  # a tenth slower, and not to be told alone
+BLIND = case(noise=0.3)
 
 
 @pytest.mark.parametrize(
-    ("looks", "outcome", "decisive"),
+    ("runs", "outcome", "needed"),
     [
-        ([E], Outcome.SAME, 0),
-        ([S], Outcome.AGAIN, 0),
-        ([S, S], Outcome.SLOWER, 1),
-        ([S, E], Outcome.SAME, 1),  # the second run does not agree
-        ([S, F], Outcome.AGAIN, 1),
-        ([S, U], Outcome.AGAIN, 1),
-        ([U, S, S], Outcome.SLOWER, 2),
-        ([S, U, S], Outcome.SLOWER, 2),
-        ([F, F], Outcome.FASTER, 1),
-        ([U, U, U], Outcome.AGAIN, 2),
-        ([U, U, U, U], Outcome.UNCLEAR, 3),
-        ([S, U, U, U], Outcome.UNCLEAR, 3),
-        ([E, S, S], Outcome.SAME, 0),  # what cleared a case is not taken back
+        ([E], Outcome.SAME, 1),
+        ([S], Outcome.AGAIN, 1),
+        ([S, S], Outcome.SLOWER, 2),
+        ([S, E], Outcome.SAME, 2),  # the second run does not agree
+        ([S, F], Outcome.AGAIN, 2),
+        ([S, S, E], Outcome.SLOWER, 2),  # settled before
+        ([E, S, S], Outcome.SAME, 1),  # what cleared a case is not taken back
+        ([WIDE], Outcome.AGAIN, 1),
+        ([WIDE, WIDE, WIDE], Outcome.SLOWER, 3),  # together they are sure
+        ([F, F], Outcome.FASTER, 2),
+        ([case(0.7), case(0.96), case(0.96)], Outcome.AGAIN, 3),  # one run alone convicts nobody
+        ([BLIND] * 3, Outcome.AGAIN, 3),
+        ([BLIND] * 4, Outcome.UNCLEAR, 4),
     ],
 )
-def test_runs_must_agree(looks, outcome, decisive):
-    assert settle(looks) == (outcome, decisive)
+def test_runs_must_agree(runs, outcome, needed):
+    found = weigh(case(), runs)
+    assert (found.outcome, len(found.looks)) == (outcome, needed)
+
+
+def test_without_a_run_there_is_nothing_to_weigh():
+    with pytest.raises(ValueError, match="without a run"):
+        weigh(case(), [])
 
 
 QUIET = Weather(jitter=0.005, walk=0.0005, drift=0.02)
@@ -110,12 +138,10 @@ def outcomes(weather: Weather, slowdown: float, comparisons: int, seed: int) -> 
     found = []
     for _ in range(comparisons):
         stored = session(rng, weather, 1.3, day=1.0, rounds=ROUNDS)
-        day, changes = rng.uniform(0.7, 1.4), []
-        while True:
-            changes.append(look(stored, session(rng, weather, 1.3 * slowdown, day, rounds=ROUNDS)).change)
-            outcome, _ = settle(changes)
-            if outcome is not Outcome.AGAIN:
-                break
+        day, runs, outcome = rng.uniform(0.7, 1.4), [], Outcome.AGAIN
+        while outcome is Outcome.AGAIN:
+            runs.append(session(rng, weather, 1.3 * slowdown, day, rounds=ROUNDS))
+            outcome = weigh(stored, runs).outcome
         found.append(outcome)
     return found
 
