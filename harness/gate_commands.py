@@ -102,6 +102,8 @@ def make_reference(asked: Asked, measured: bool) -> None:
         experiment = guarded(asked.experiment)
         storage = _storage(asked, experiment)
         _measure(asked, experiment, storage, WHOLE)
+        for _ in range(RULE.reference - 1):
+            _measure(asked, experiment, storage, AGAIN)
         _quieten(asked, experiment, storage)
     accept(asked, replace=True)
 
@@ -149,9 +151,10 @@ def _without_reference(
     except SavedError as nothing:
         missing = isinstance(nothing, NoMeasurement)
         fail(f"{error}, and {nothing}", EXIT_NO_REFERENCE if missing else EXIT_USAGE)
+    options = _same_options(asked)
     fail(
-        f"{error}. What was measured now can become it, where you trust this version of the kernels: "
-        f"attnbench gate accept{_same_options(asked)}",
+        f"{error}. On a version of the kernels that you trust: attnbench gate{options} --reference. "
+        f"Or keep the one run of now: attnbench gate accept{options}",
         EXIT_NO_REFERENCE,
     )
 

@@ -89,12 +89,16 @@ def test_what_is_to_become_the_reference_is_measured_again_where_it_is_noisy(pla
 
 def test_a_reference_is_made_in_one_go(place):
     place.put("reference", [anchor(), case(0.1)])
-    place.to_come = [[anchor(), case()]]
+    place.to_come = [[anchor(), case(speed)] for speed in (0.98, 1.0, 1.02)]
     found = place.gate("--reference")
     assert found.returncode == 0, found.stderr
+    assert [kind for kind, _ in place.measured] == ["gate", "again", "again"]
     assert len(place.references()) == 2
+    kept = json.loads(place.references()[-1].read_text())["benchmarks"][1]["extra_info"]["attnbench"]["ratio"]
+    assert kept["median"] == pytest.approx(1.0, abs=1e-3)
+    assert kept["high"] == pytest.approx(1 + 1.96 * 0.02 / 3**0.5, abs=1e-3)  # the runs differ by that
     assert place.gate("--measured").returncode == 0
-    place.to_come = [([anchor()], {OWN: "crash: it died"})]
+    place.to_come = [([anchor()], {OWN: "crash: it died"})] * 3
     refused = place.gate("--reference")
     assert refused.returncode == EXIT_USAGE
     assert "crash: it died" in refused.stderr
@@ -286,7 +290,7 @@ def test_the_whole_way_with_real_kernels(tmp_path, monkeypatch):
         "sampling = { half_width = 0.5, time_cap_s = 0.3, block_ms = 5, min_rounds = 4, max_rounds = 6 }\n"
     )
     options = ("--experiment", "mine.toml", *(() if SANDBOX else ("--no-sandbox",)))
-    monkeypatch.setattr(gate_commands, "RULE", Rule(most=1))
+    monkeypatch.setattr(gate_commands, "RULE", Rule(most=1, reference=1))
     found = attnbench("gate", *options, "--reference", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     file = next((tmp_path / ".benchmarks").glob("*/0001_gate-cpu.json"))

@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.records import Ratio
+from reports.gate.change import together
 from reports.gate.decision import Judgement, Outcome
 from reports.gate.saved import EXTRA, Case, Saved
 from reports.gate.words import percent
+
+NOISIER = 2.0  # times the quietest run's noise floor: too noisy to count
 
 
 class Refused(ValueError):
@@ -28,6 +32,14 @@ class Raised:
     changes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A case of a reference, and pytest-benchmark's own entry for it."""
+
+    case: Case
+    benchmark: Mapping[str, Any]
+
+
 def first(runs: Sequence[Saved]) -> Raised:
     """A reference of what was measured, whatever there was before. Raises Refused where that is not whole."""
     if not runs[0].cases:
@@ -38,8 +50,8 @@ def first(runs: Sequence[Saved]) -> Raised:
     if failed:
         each = "; ".join(f"{case}: {why}" for case, why in failed.items())
         raise Refused(f"not everything was measured, so it is no reference: {each}")
-    chosen = {case: _quietest(case, runs) for case in cases}
-    return Raised(_file(chosen), tuple(f"{case}: {_speed(run.cases[case])}" for case, run in chosen.items()))
+    chosen = {case: _taken(case, runs) for case in cases}
+    return Raised(_file(chosen, runs), tuple(f"{case}: {_speed(kept.case)}" for case, kept in chosen.items()))
 
 
 def raised(reference: Saved, runs: Sequence[Saved], judgement: Judgement) -> Raised:
@@ -53,29 +65,47 @@ def raised(reference: Saved, runs: Sequence[Saved], judgement: Judgement) -> Rai
         if found := judgement.of(outcome):
             each = "; ".join(f"{d.case} {why}" + (f" ({d.reason})" if d.reason else "") for d in found)
             raise Refused(f"{each}. To take it all as it was measured now: attnbench gate accept --replace")
-    chosen = dict.fromkeys(reference.cases, reference)
+    chosen = {case: Kept(found, reference.benchmark(case)) for case, found in reference.cases.items()}
     changes = []
     for d in judgement.of(Outcome.FASTER):
         assert d.look is not None
-        chosen[d.case] = _quietest(d.case, runs)
+        chosen[d.case] = _taken(d.case, runs)
         changes.append(f"{d.case}: {percent(d.look.speed.median - 1)} faster, the new reference")
     for d in judgement.of(Outcome.NEW):
-        chosen[d.case] = _quietest(d.case, runs)
-        changes.append(f"{d.case}: new, {_speed(chosen[d.case].cases[d.case])}")
-    return Raised(_file(chosen), tuple(changes))
+        chosen[d.case] = _taken(d.case, runs)
+        changes.append(f"{d.case}: new, {_speed(chosen[d.case].case)}")
+    return Raised(_file(chosen, (reference, *runs)), tuple(changes))
 
 
-def _quietest(case: str, runs: Sequence[Saved]) -> Saved:
-    """The run with the least noise in this case: chosen by the anchor's duplicate, which knows no kernel."""
-    return min((run for run in runs if case in run.cases), key=lambda run: run.cases[case].noise_floor)
+def _taken(case: str, runs: Sequence[Saved]) -> Kept:
+    """What runs say of a case together: each had processes of its own, and a kernel differs between those.
+
+    A run that is twice as noisy as the quietest is left out: noisy by the anchor's duplicate, which knows
+    nothing of the kernel.
+    """
+    found = [run for run in runs if case in run.cases]
+    quietest = min(found, key=lambda run: run.cases[case].noise_floor)
+    limit = NOISIER * quietest.cases[case].noise_floor
+    cases = [run.cases[case] for run in found if run.cases[case].noise_floor <= limit]
+    update = {name: _mean([getattr(c, name) for c in cases]) for name in ("ratio", "noise")}
+    return Kept(quietest.cases[case].model_copy(update=update), quietest.benchmark(case))
 
 
-def _file(chosen: Mapping[str, Saved]) -> dict[str, Any]:
+def _mean(ratios: Sequence[Ratio]) -> Ratio:
+    i = together(ratios)
+    update = {"median": i.median, "low": i.low, "high": i.high, "pairs": i.n}
+    return ratios[0].model_copy(update=update)
+
+
+def _file(chosen: Mapping[str, Kept], files: Sequence[Saved]) -> dict[str, Any]:
     """As pytest-benchmark would have saved them together."""
-    newest = max(chosen.values(), key=lambda run: str(run.raw.get("datetime", "")))
+    newest = max(files, key=lambda file: str(file.raw.get("datetime", "")))
     return {
         **{key: value for key, value in newest.raw.items() if key not in ("benchmarks", EXTRA)},
-        "benchmarks": [run.benchmark(case) for case, run in chosen.items()],
+        "benchmarks": [
+            {**kept.benchmark, "extra_info": {EXTRA: kept.case.model_dump(mode="json")}}
+            for kept in chosen.values()
+        ],
         "accepted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -26,6 +26,7 @@ class Rule:
     blind: float = 0.10  # a band wider than this hides what a gate is there to see
     agree: int = 2  # runs that must say the same before it is believed
     most: int = 4  # runs of one case
+    reference: int = 3  # runs behind a reference, each in processes of its own
 
 
 RULE = Rule()
