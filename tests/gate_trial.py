@@ -1,6 +1,6 @@
 """What the gate is worth on this machine: real measurements of a kernel against itself, and of a slower one.
 
-    nice -n 5 python -m tests.gate_trial --out trial.json [--core 1] [--minutes 15]
+    nice -n 2 python -m tests.gate_trial --out trial.json [--core 1] [--minutes 15]
 
 References are measured first, then new sessions in other processes, as on another day. A comparison is that of
 `attnbench gate`: the same sessions of `harness.measure`, the same rule, further looks where runs must agree.
