@@ -78,7 +78,7 @@ def raised(reference: Saved, runs: Sequence[Saved], judgement: Judgement) -> Rai
 
 
 def _taken(case: str, runs: Sequence[Saved]) -> Kept:
-    """What runs say of a case together: each had processes of its own, and a kernel differs between those.
+    """What runs say of a case together: from run to run a ratio differs by more than one of them knows.
 
     A run that is twice as noisy as the quietest is left out: noisy by the anchor's duplicate, which knows
     nothing of the kernel.
