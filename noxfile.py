@@ -56,7 +56,7 @@ def install(session: nox.Session, *extras: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, two at once but for those that hold bounds of time; options go to one plain pytest
-    (`nox -s tests -- -k store`). Long runs of faulty and odd kernels are in `nox -s hacks`."""
+    (`nox -s tests -- -k store`). Long runs of hostile, faulty and odd kernels are in `nox -s hacks`."""
     install(session, "test", "parquet")
     session.install("--no-deps", *FLASHINFER_BENCH)
     if session.posargs:
@@ -68,7 +68,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def hacks(session: nox.Session) -> None:
-    """Hostile, faulty and odd kernels on this machine's CPU: each must get its verdict; some ten minutes."""
+    """Hostile, faulty and odd kernels on this machine's CPU, each with its verdict; a quarter of an hour."""
     install(session, "test")
     chosen = session.posargs or ["tests/hacks", *CORPUS]
     session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "not gpu", *chosen)
@@ -172,6 +172,32 @@ def report(session: nox.Session) -> None:
     """Write the report of a run again: `nox -s report -- runs/NAME`."""
     install(session)
     session.run("attnbench", "report", *session.posargs)
+
+
+@nox.session
+def gate(session: nox.Session) -> None:
+    """Is a kernel slower than the stored reference, on this machine's CPU? See docs/gate.md;
+    `nox -s gate -- accept` raises the reference."""
+    install(session, "test")
+    session.run("attnbench", "gate", *session.posargs)
+
+
+@nox.session(name="gate-gpu", venv_backend=GPU_BACKEND)
+def gate_gpu(session: nox.Session) -> None:
+    """The same on this machine's GPU; `nox -s gate-gpu -- accept` raises the reference."""
+    fitting = [t for t, names in GPUS.items() if any(n in m for n in names for m in gpu_models())]
+    if not SHOWS_GPU:
+        session.error("this machine shows no NVIDIA GPU; what needs none is `nox -s gate`")
+    target = ("--target", fitting[0]) if fitting else ()
+    asked = ("--experiment", "gate-gpu", *target)
+    verb = session.posargs[:1] if session.posargs[:1] == ["accept"] else []
+    command = ("gate", *verb, *asked, *session.posargs[len(verb) :])
+    if OWN_TORCH:
+        python = (sys.executable, "-m", "harness.cli")
+        session.run(*python, *command, env={"PYTHONPATH": _here()}, external=True)
+    else:
+        session.install("-e", ".[test]")
+        session.run("attnbench", *command)
 
 
 @nox.session

@@ -20,6 +20,7 @@ from harness.exits import (
     EXIT_STORE,
     EXIT_USAGE,
 )
+from harness.gate_cli import app as gate_app
 from harness.generation_cli import answers_app, generate, generate_foot, show, show_foot
 from harness.manual import foot
 from harness.options import (
@@ -200,6 +201,7 @@ def verify(run: Run, as_json: Json = False) -> None:
     audit_command.verify(run, as_json)
 
 
+app.add_typer(gate_app, name="gate", rich_help_panel=MEASURE)
 app.command(rich_help_panel=RUNS, epilog=compare_foot)(compare)
 app.command(rich_help_panel=RUNS, epilog=export_foot)(export)
 app.add_typer(tasks_app, name="tasks", rich_help_panel=MEASURE)

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
-EXIT_FOUND = 1  # a TL program has errors, or computes something else; a run was changed
-EXIT_PENDING = 75  # questions wait for answers from outside; the run goes on with --resume
+EXIT_FOUND = 1  # a TL program has errors, or computes something else; a run was changed; a kernel is slower
+EXIT_PENDING = 75  # questions wait for answers from outside, or cases to be measured once more
+EXIT_NOT_COMPARABLE, EXIT_NO_REFERENCE = 5, 6  # of the gate: neither passed nor failed
 EXIT_USAGE, EXIT_MACHINE, EXIT_STORE, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 # For the help of every command and docs/commands.md. What 1 means a command says itself.
@@ -17,6 +18,8 @@ MEANINGS: Mapping[int, str] = {
     EXIT_USAGE: "wrong input",
     EXIT_MACHINE: "this machine cannot",
     EXIT_STORE: "a folder cannot be used or written",
+    EXIT_NOT_COMPARABLE: "not comparable with the reference",
+    EXIT_NO_REFERENCE: "there is no reference yet",
     EXIT_PENDING: "questions wait for answers from outside",
     EXIT_INTERRUPTED: "interrupted",
 }

@@ -74,6 +74,9 @@ class Experiment(_Section):
     workloads: tuple[str, ...] = Field(("paper",), description="workload sets; a task gives those it has")
     dtypes: tuple[str, ...] = Field((), description="only these; empty: all of the set")
     baselines: tuple[str, ...] = ("all",)
+    anchor: str | None = Field(
+        None, description="the baseline that all are compared with, precisely; None: the fastest of a cell"
+    )
     candidates: tuple[str, ...] = Field(
         (), description="folders, relative to the experiment file or the caller"
     )
@@ -147,6 +150,14 @@ class Experiment(_Section):
         for text in value:
             parse_models(text)
         return value
+
+    @model_validator(mode="after")
+    def _anchor_takes_part(self) -> Self:
+        if self.anchor is not None and self.anchor not in self.baseline_names:
+            raise ValueError(
+                f"anchor: {self.anchor!r} is not among the baselines: {', '.join(self.baseline_names)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _only_what_is_there(self) -> Self:

@@ -63,7 +63,8 @@ class Race:
             if not entrant.is_candidate and not entrant.worker.alive:
                 return  # one baseline took the others along: tried again with a new library worker
             try:
-                entrant.contender = plan(entrant, self.bench, judged=entrant.is_candidate)
+                judged = entrant.is_candidate or self.bench.experiment.anchor is not None
+                entrant.contender = plan(entrant, self.bench, judged=judged)
                 self._look(entrant.contender, entrant.is_candidate)
                 standing.append(entrant)
             except Rejected as rejected:
@@ -129,8 +130,11 @@ class Race:
                 entrant.worker.stop()
 
     def _anchor(self, standing: list[Entrant], baselines: Sequence[str], store: Store) -> Entrant | None:
-        """The fastest human baseline: of those in this race, else of those recorded for this cell."""
-        here = [e for e in standing if not e.is_candidate]
+        """The baseline that the experiment names, else the fastest; of this race, or recorded."""
+        named = self.bench.experiment.anchor
+        if named is not None:
+            baselines = [named]
+        here = [e for e in standing if not e.is_candidate and named in (None, e.name)]
         if here:
             return min(here, key=lambda e: e.contender.estimate_ms if e.contender else float("inf"))
         trials = [baseline_trial(name, self.cell, self.bench) for name in baselines]

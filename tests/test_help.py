@@ -80,4 +80,4 @@ def test_a_foot_names_each_code_once_and_1_only_where_it_has_a_meaning() -> None
     assert foot("attnbench x", codes=(2, 2)).count("2 wrong input") == 1
     assert "; 1 " not in foot("attnbench x")
     assert "; 1 the program is wrong;" in foot(found="the program is wrong")
-    assert set(MEANINGS) == {0, 1, 2, 3, 4, 75, 130}
+    assert set(MEANINGS) == {0, 1, 2, 3, 4, 5, 6, 75, 130}

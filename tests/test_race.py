@@ -104,6 +104,7 @@ class FakeBench:
         self.limits, self.target = Limits(), find_target("h100")
         self.failures, self._seeds = [], itertools.count()
         self.presses = SimpleNamespace(of=lambda *_: None)
+        self.experiment = SimpleNamespace(anchor=None)
 
     def load_baseline(self, name, kernel):
         fault = self.library.faults.get(("load", kernel))
@@ -264,6 +265,24 @@ def test_everyone_is_measured_beside_the_fastest_baseline(track):
     assert outcomes["mine"].measurement.judge_slope_ms == 0.5
     assert outcomes["cudnn"].measurement.judge_slope_ms is None
     assert outcomes["mine"].measurement.call_latency.median_ms == pytest.approx(0.6)
+
+
+def test_a_pinned_anchor_stays_it_though_another_is_faster_and_all_are_measured_precisely(track):
+    made = track({"mine": 0.5})
+    made.bench.experiment.anchor = "sdpa-flash"
+    ratios = {name: out.measurement.ratio for name, out in made.run().items()}
+    assert {r.anchor for r in ratios.values()} == {"sdpa-flash"}
+    assert ratios["cudnn"].median == 2.0
+    assert len({r.pairs for r in ratios.values()}) == 1
+    assert "screened" not in {r.stopped for r in ratios.values()}
+
+
+def test_where_the_pinned_anchor_fails_no_other_takes_its_place(track):
+    made = track({"mine": 0.5})
+    made.bench.experiment.anchor = "sdpa-flash"
+    made.library.faults["plan", "sdpa-flash"] = RequestFailed("call", "no")
+    outcomes = made.run()
+    assert outcomes["mine"].verdict is Verdict.INFRA
 
 
 def test_a_timed_output_of_each_phase_is_checked_against_what_lay_in_its_slot_then(track):

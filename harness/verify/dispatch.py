@@ -16,6 +16,9 @@ SHARE = 0.5  # of the time: operators and products that take more have done the 
 # A kernel of one's own has no use for a whole attention kernel of a library; what decoys and preparations
 # take beside it excuses nothing.
 ATTENTION_SHARE = 0.1
+# The same of operators on a CPU, where calling one costs more than a small one's work. Who hides a library's
+# attention behind fifty times as much work has gained nothing.
+ATTENTION_SHARE_CPU = 0.02
 
 # Parts of attention kernels' names in libraries, as seen in kernel records of a GPU. All are C++ or
 # generated names that a function of one's own has no reason to carry.
@@ -113,7 +116,8 @@ def _base(name: str) -> str:
 
 def _most(shares: Mapping[str, float], total: float) -> str | None:
     whole = {name: ms for name, ms in shares.items() if name in (*_ATTENTION, _ATTENTION_ON_A_CPU)}
-    for found, share in ((whole, ATTENTION_SHARE), (shares, SHARE)):
+    least = ATTENTION_SHARE_CPU if _ATTENTION_ON_A_CPU in whole else ATTENTION_SHARE
+    for found, share in ((whole, least), (shares, SHARE)):
         if found and total > 0 and sum(found.values()) > share * total:
             return max(found, key=lambda library: found[library])
     return None

@@ -146,5 +146,13 @@ SHOWN = {
     "needs a key of a provider": (
         "attnbench eval cpu --task mha_causal --method vanilla --model anthropic:MODEL",
     ),
+    "takes minutes: it measures, and tests/test_gate_commands.py runs it on kernels of its own": (
+        "attnbench gate",
+        "attnbench gate --reference",
+        "attnbench gate accept",
+        "attnbench gate accept --replace",
+        "attnbench gate --candidates DIR --storage DIR",
+        "attnbench gate --experiment FILE",
+    ),
     "changes the reader's shell": ("attnbench --install-completion",),
 }  # fmt: skip

@@ -92,6 +92,8 @@ def is_session(session: str, rest: list[str]) -> bool:
         kind, _, target = session.partition("-")
         if kind in ("eval", "compile"):
             check_names(parse(["eval", target, *rest[1:]]))
+        elif kind == "gate":
+            parse(["gate", *rest[1:]])
         elif session == "report":
             check_names(parse(["report", *rest[1:]]))
         else:
@@ -124,7 +126,8 @@ def is_of_pytest(word: str) -> bool:
     """An option, a mark or an expression of it, or a path that is there."""
     if "/" in word:
         assert (ROOT / word).exists(), f"{word} is not there"
-    return word in ("-m", "-k", "store", "gpu", "not slow") or "/" in word
+    known = ("-m", "-k", "store", "gpu", "not slow", "--gate", "gate-cpu", "--benchmark-save=mine")
+    return word in known or "/" in word
 
 
 @pytest.mark.parametrize("line", SHOWN_LINES)

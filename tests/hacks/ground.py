@@ -23,7 +23,7 @@ from harness.worker.caps import GIB, Caps
 from harness.worker.family import members
 from tasks import discover
 from tests.conftest import GOOD, SANDBOX, TINY_TASK
-from tests.ground import SAMPLING, Silent
+from tests.ground import SAMPLING, Silent, command_of
 from tests.hacks.corpus import Hack
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -174,13 +174,10 @@ def _contents(path: Path) -> dict[str, bytes]:
 
 
 def _alive(path: Path) -> Iterator[str]:
-    """Processes below this one, and those whose command names the run's folder, as a sandbox's does."""
+    """Workers below this process, and processes whose command names the run's folder, as a sandbox's does."""
     mine = members(os.getpid())[1:]
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
-            try:
-                command = (entry / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
-            if int(entry.name) in mine or str(path) in command:
+            command = command_of(int(entry.name)).decode(errors="replace").replace("\0", " ")
+            if (int(entry.name) in mine and "harness.worker" in command) or str(path) in command:
                 yield f"{entry.name}: {command[:200]}"
