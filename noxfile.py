@@ -37,6 +37,7 @@ CORPUS = (
     "tests/test_lost_workers.py",
     "tests/test_soak.py",
     "tests/test_pipeline.py",
+    "tests/test_gate_commands.py",
 )
 
 # A GPU host has its own torch, matched to its driver; a session uses that one where nox can see it.

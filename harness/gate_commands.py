@@ -224,7 +224,10 @@ def _measure(
 
 def run_benchmarks(command: Sequence[str]) -> int:
     """Run pytest; what it prints goes to the standard error. Returns its exit code."""
-    return subprocess.run(command, stdout=2, check=False).returncode
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")
+    }  # of a pytest that runs this one
+    return subprocess.run(command, stdout=2, check=False, env=env).returncode
 
 
 def _saved_files(storage: Storage) -> set[Path]:

@@ -275,6 +275,7 @@ def test_without_a_checkout_it_says_where_the_benchmarks_are(place, monkeypatch,
 
 
 @pytest.mark.slow
+@pytest.mark.corpus  # a run of many workers
 @pytest.mark.timeout(900)  # beside other work on two cores it took three minutes
 def test_the_whole_way_with_real_kernels(tmp_path, monkeypatch):
     """Measured, accepted, compared; then one kernel is broken and one new."""
