@@ -50,7 +50,15 @@ class JudgesClock:
     @property
     def slope_ms(self) -> float:
         """Time of a call with warm caches, less what asking and fetching costs; surer with every look."""
-        return max(0.0, min((wall - self._idle[n]) / n for n, wall in self._busy.items()))
+        return max(0.0, min((wall - self._idle_ms(n)) / n for n, wall in self._busy.items()))
+
+    def _idle_ms(self, n: int) -> float:
+        """What so many fetches take without a call, at most.
+
+        Of a number that only the first looks had, each sample may have been late. But more fetches take no
+        less, and so many times as many take no more than so many times as long.
+        """
+        return min(wall * max(1.0, n / m) for m, wall in self._idle.items())
 
     @property
     def at_most_ms(self) -> float:
