@@ -291,8 +291,9 @@ class Race:
             reason = f"{median:.4f} ms is faster than can be: {floor}"
             return Rejected(Verdict.IMPOSSIBLE, reason, verification)
         slope = measured.judge_slope_ms
-        if slope is not None and self._looks.contradicts(slope, median, measured.captured):
-            reason = f"claimed {median:.4f} ms a call; the judge saw {slope:.4f} ms from outside"
+        claim = self._looks.claim_ms(measured.device_time)
+        if slope is not None and self._looks.contradicts(slope, claim, measured.captured):
+            reason = f"claimed {claim:.4f} ms a call; the judge saw {slope:.4f} ms from outside"
             return _caught(verification, "judge_clock", reason)
         if complaint := self._looks.complaint(entrant.name):
             return _caught(verification, "late_work", complaint)
