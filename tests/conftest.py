@@ -28,12 +28,9 @@ needs_sandbox = pytest.mark.skipif(SANDBOX is None, reason="no sandbox is to be 
 
 # Tests that hold bounds of time: two of them at once would measure each other (`nox -s tests` runs the
 # rest on two cores first, then these).
-# Long runs of hostile, faulty and of odd but honest kernels: a session of their own, `nox -s hacks`. Of the
-# hostile ones a few, one for each thing that stops them, run with all other tests (`hacks/test_few.py`).
+# Long runs of hostile, faulty and of odd but honest kernels: a session of their own, `nox -s hacks`.
 CORPUS = (
-    "hacks/test_work.py",
-    "hacks/test_timing.py",
-    "hacks/test_grader.py",
+    "hacks/",
     "honest/",
     "faults/",
     "test_lost_workers.py",
