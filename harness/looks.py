@@ -18,8 +18,7 @@ from harness.measure.judge import (
     contradicts,
 )
 from harness.measure.late import LATE_MS, late_work_ms
-from harness.measure.session import Contender
-from harness.measure.statistics import quantiles
+from harness.measure.session import Contender, summary
 from harness.records import KernelRecord, Summary
 from harness.verify.dispatch import dispatched_operators, dispatched_to, own_kernels
 from harness.verify.exam import Exam
@@ -44,6 +43,11 @@ class Seen:
     undone: str = ""  # what was wrong with an output that was fetched right after a burst
     late_ms: float = 0.0  # busy for so long after it had said that its calls were done, where that convicts
     profiled: list[ProfiledCall] | None = None  # on a CPU
+
+
+def told(claimed: Summary) -> str:
+    """A claim, in words."""
+    return f"{claimed.median_ms:.4f} ms a call, a tenth of them under {claimed.p10_ms:.4f}"
 
 
 class Looks:
@@ -83,21 +87,21 @@ class Looks:
         if seen is None:
             return None
         for _ in range(SECOND_LOOKS):
-            if not self.contradicts(seen.clock.at_most_ms, self.claim_ms(claimed), contender.captured):
+            if not self.contradicts(seen.clock.at_most_ms, claimed, contender.captured):
                 break
             self._look(seen)
-        if self.contradicts(seen.clock.slope_ms, self.claim_ms(claimed), contender.captured):
-            anew_ms = self._claim(contender, seen)
+        if self.contradicts(seen.clock.slope_ms, claimed, contender.captured):
+            anew = self._claim_anew(contender, seen)
             slope_ms = seen.clock.slope_ms
-            if not self.contradicts(slope_ms, anew_ms, contender.captured):
+            if not self.contradicts(slope_ms, anew, contender.captured):
                 raise Unsteady(
-                    f"claimed {self.claim_ms(claimed):.4f} ms a call and later {anew_ms:.4f}; "
+                    f"claimed {told(claimed)}, and later {told(anew)}; "
                     f"the judge saw {slope_ms:.4f} ms from outside"
                 )
         return seen.clock.slope_ms
 
-    def _claim(self, contender: Contender, seen: Seen) -> float:
-        """The same of calls that the worker times once more, between looks of the judge's clock; ms."""
+    def _claim_anew(self, contender: Contender, seen: Seen) -> Summary:
+        """Of calls that the worker times once more, between looks of the judge's clock."""
         samples: list[float] = []
         for _ in range(CLAIMS):
             self._look(seen)
@@ -105,25 +109,18 @@ class Looks:
             args = {"kernel": contender.kernel, "iterations": CALLS, "start": 0, "moves": moves}
             told = contender.worker.ask("block", args, limit_s=self._bench.policy.request_s)
             samples += claimed_times(told, "samples_ms", CALLS)
-        found = quantiles(samples)
-        return min(found.median, QUICK * found.p10) if self._bench.kind == "cpu" else found.median
+        return summary(samples)
 
-    def claim_ms(self, claimed: Summary) -> float:
-        """The figure that is doubted: the median, on a CPU no more than twice the quick calls.
-
-        Load makes most calls slow, those of a lie too, and the quick ones tell.
-        """
-        median, quick = claimed.median_ms, QUICK * claimed.p10_ms
-        return min(median, quick) if self._bench.kind == "cpu" else median
-
-    def contradicts(self, seen_ms: float, claimed_ms: float, captured: bool) -> bool:
+    def contradicts(self, seen_ms: float, claimed: Summary, captured: bool) -> bool:
         """Whether a claim is too short for what was seen.
 
-        On a CPU the claim holds the same call from Python as the judge's time: no slack for a launch.
+        Doubted is the median; on a CPU, where other programs share the cores, no more than twice the quick
+        calls: load makes most calls slow, those of a lie too. There the claim holds the same call from Python
+        as the judge's time: no slack for a launch.
         """
         if self._bench.kind == "cpu":
-            return contradicts(claimed_ms, seen_ms, CPU_SLACK_MS)
-        return contradicts(claimed_ms, seen_ms, GRAPH_SLACK_MS if captured else EAGER_SLACK_MS)
+            return contradicts(min(claimed.median_ms, QUICK * claimed.p10_ms), seen_ms, CPU_SLACK_MS)
+        return contradicts(claimed.median_ms, seen_ms, GRAPH_SLACK_MS if captured else EAGER_SLACK_MS)
 
     def complaint(self, name: str) -> str:
         """What was not done when it was said to be; "" where nothing is known."""

@@ -10,7 +10,7 @@ from baselines import BASELINES
 from harness.bench import Bench
 from harness.entrants import Entrant, baseline_trial, build, plan, slot_contents
 from harness.experiment import Cell
-from harness.looks import Looks, Unsteady
+from harness.looks import Looks, Unsteady, told
 from harness.measure.roofline import Roofline
 from harness.measure.session import Contender, ContenderFailed, Session, latency
 from harness.records import Measurement, Ratio, Summary, Verification
@@ -291,9 +291,9 @@ class Race:
             reason = f"{median:.4f} ms is faster than can be: {floor}"
             return Rejected(Verdict.IMPOSSIBLE, reason, verification)
         slope = measured.judge_slope_ms
-        claim = self._looks.claim_ms(measured.device_time)
-        if slope is not None and self._looks.contradicts(slope, claim, measured.captured):
-            reason = f"claimed {claim:.4f} ms a call; the judge saw {slope:.4f} ms from outside"
+        claimed = measured.device_time
+        if slope is not None and self._looks.contradicts(slope, claimed, measured.captured):
+            reason = f"claimed {told(claimed)}; the judge saw {slope:.4f} ms from outside"
             return _caught(verification, "judge_clock", reason)
         if complaint := self._looks.complaint(entrant.name):
             return _caught(verification, "late_work", complaint)

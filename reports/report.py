@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reports import export, latex, markdown, page, plots
-from reports.dataset import load_run
+from reports.dataset import Dataset, load_run
 from reports.samples import best_of_samples
 
 REPORT_FOLDER = "report"
@@ -19,9 +19,12 @@ def render(run: Path, out: Path | None = None) -> list[Path]:
     Writes report.html (self-contained), report.md, report.csv, report.json, table.tex and
     plots/*.svg. The same records give the same bytes. Raises RunError if `run` is no run.
     """
-    dataset = load_run(run)
+    return write(load_run(run), out or run / REPORT_FOLDER)
+
+
+def write(dataset: Dataset, out: Path) -> list[Path]:
+    """The same of a run that was read."""
     shown = best_of_samples(dataset)
-    out = out or run / REPORT_FOLDER
     (out / PLOTS).mkdir(parents=True, exist_ok=True)
     look = plots.looks(shown)
     figures: dict[tuple[str, str], list[str]] = {}

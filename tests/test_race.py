@@ -484,7 +484,8 @@ def test_a_claim_that_stands_at_the_time_of_the_looks_convicts_nobody_and_is_not
     made.monkeypatch.setattr(FakeClock, "look", look)
     assert verdicts(made.run()) == dict.fromkeys(("cudnn", "sdpa-flash", "other"), Verdict.OK)
     assert made.unsteady == {
-        "mine": "claimed 0.5000 ms a call and later 2.1000; the judge saw 2.0000 ms from outside"
+        "mine": "claimed 0.5000 ms a call, a tenth of them under 0.5000, and later 2.1000 ms a call, a tenth of them "
+        "under 2.1000; the judge saw 2.0000 ms from outside"
     }
 
 

@@ -300,8 +300,8 @@ class Session:
         interval, pairs = self._interval(name, events=not recorded)
         return Sampled(
             clock=clock,
-            device_time=_summary(device),
-            graph_time=_summary(samples) if recorded and contender.captured else None,
+            device_time=summary(device),
+            graph_time=summary(samples) if recorded and contender.captured else None,
             ratio=Ratio(
                 anchor=self.anchor.name,
                 median=interval.median,
@@ -320,10 +320,11 @@ def latency(contender: Contender, policy: Policy) -> Summary:
     calls = int(min(max(100.0 / contender.estimate_ms, 3), policy.latency_calls))
     args = {"kernel": contender.kernel, "calls": calls}
     answer = contender.worker.ask("latency", args, limit_s=policy.request_s)
-    return _summary(claimed_times(answer, "samples_ms", calls))
+    return summary(claimed_times(answer, "samples_ms", calls))
 
 
-def _summary(samples: Sequence[float]) -> Summary:
+def summary(samples: Sequence[float]) -> Summary:
+    """Of times in ms."""
     q = quantiles(samples)
     return Summary(median_ms=q.median, p10_ms=q.p10, p90_ms=q.p90, samples=q.n)
 

@@ -14,6 +14,7 @@ from statistics import stdev
 
 from harness.measure.statistics import Change, Interval, classify, noise_floor
 from harness.records import Ratio
+from reports.figures import Estimate, product
 from reports.gate.saved import Case
 
 
@@ -73,7 +74,9 @@ def quotient(new: Interval, stored: Interval) -> Interval:
     The errors of the two are independent, so the arms of their intervals add in quadrature, as logarithms;
     the new one's upper arm goes with the stored one's lower arm.
     """
-    middle = math.log(new.median / stored.median)
-    up = math.hypot(math.log(new.high / new.median), math.log(stored.median / stored.low))
-    down = math.hypot(math.log(new.median / new.low), math.log(stored.high / stored.median))
-    return Interval(math.exp(middle), math.exp(middle - down), math.exp(middle + up), min(new.n, stored.n))
+    found = product([_estimate(new), _estimate(stored).inverse])
+    return Interval(found.median, found.low, found.high, min(new.n, stored.n))
+
+
+def _estimate(of: Interval) -> Estimate:
+    return Estimate(of.median, of.low, of.high)

@@ -6,6 +6,7 @@ compiler, a Python. The anchor's library is another matter: it is the denominato
 
 from __future__ import annotations
 
+from reports.comparable import IDLE_SETTINGS
 from reports.gate.saved import Case, Machine
 
 # Medians of one kernel's clock, a second apart, were seen to differ by up to 12 % under a power limit; ratios
@@ -13,7 +14,6 @@ from reports.gate.saved import Case, Machine
 CLOCK_SHARE = 0.12
 # What a device should never do while it is measured.
 BROKEN = frozenset({"hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"})
-IDLE_SETTINGS = frozenset({"persistence_mode", "compute_mode"})  # change no figure of work that has begun
 
 
 def why_not(stored: Case, new: Case) -> str | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from harness.records import WorkloadRecord
 from harness.verdicts import Verdict
-from reports import text
 from reports.dataset import Cell, Dataset, Row
 from reports.figures import FAILED_SPEEDUP, Estimate, best_baseline, geomean_estimate, session_noise, speedup
 from reports.page import anchor
@@ -239,7 +238,3 @@ def csv_lines(found: Sequence[Entry]) -> Iterable[list[str]]:
     yield list(COLUMNS)
     for e in found:
         yield ["" if v is None else str(_short(v)) for v in asdict(e).values()]
-
-
-def unit_of(target: str) -> str:
-    return text.unit(target)

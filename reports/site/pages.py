@@ -20,10 +20,10 @@ from reports.figures import FAILED_SPEEDUP, SAME_MARGIN
 from reports.generated import Generated
 from reports.report import PLOTS
 from reports.samples import best_of_samples
-from reports.site.board import Entry, Rank, as_json, entries, rank, unit_of
+from reports.site.board import Entry, Rank, as_json, entries, rank
 from reports.site.code import styles
 from reports.site.kernels import Kernel, kernels
-from reports.stories import TEXT_LIMIT
+from reports.stories import TEXT_LIMIT, anchor
 from reports.surroundings import lead, warnings
 from tasks.spec import Task
 
@@ -106,8 +106,13 @@ def pages(site: Site) -> Iterator[Page]:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals |= {"site": site, "text": text, "unit_of": unit_of, "failed_speedup": FAILED_SPEEDUP}
-    environment.globals |= {"task_path": task_path, "text_limit": TEXT_LIMIT, "same_margin": SAME_MARGIN}
+    environment.globals |= {"site": site, "text": text, "failed_speedup": FAILED_SPEEDUP}
+    environment.globals |= {
+        "task_path": task_path,
+        "story_anchor": anchor,
+        "text_limit": TEXT_LIMIT,
+        "same_margin": SAME_MARGIN,
+    }
 
     def page(path: str, template: str, **told: Any) -> Page:
         root = "../" * path.count("/")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from reports.dataset import ARTIFACTS, ENVIRONMENTS, EXPERIMENT, RESULTS, SUMMARIES, Dataset, load_run
-from reports.report import render
+from reports.report import write
 from reports.site.board import csv_lines
 from reports.site.pages import Site, pages
 from reports.trials import TRANSCRIPTS, TRIALS
@@ -54,7 +54,7 @@ def publish(
             fresh.chmod(0o755)
             for n, dataset in enumerate(datasets):
                 tell(f"report of {dataset.name}", len(runs) + n, steps)
-                render(dataset.path, fresh / "runs" / dataset.name)
+                write(dataset, fresh / "runs" / dataset.name)
                 _copy_records(dataset, fresh)
             tell("pages", steps - 1, steps)
             _write_pages(Site(title, tuple(datasets), tasks, fresh / "runs"), fresh)
