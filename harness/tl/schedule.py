@@ -59,7 +59,7 @@ class Schedule:
 
 def _number(key: str, value: int | str) -> int:
     if key == "persistent":
-        return GRIDS.index(value) if value in GRIDS else 0 if value in _OFF else 2  # type: ignore[arg-type]
+        return GRIDS.index(value) if value in GRIDS else 0 if value in _OFF else 2
     if isinstance(value, int):
         return value
     return int(value not in _OFF)
