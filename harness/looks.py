@@ -67,7 +67,8 @@ class Looks:
         contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
         worker, kernel, limit_s = contender.worker, contender.kernel, self._bench.policy.request_s
         bursts = Bursts(self._exam, worker, kernel, contents, self._lot, limit_s)
-        seen = self._seen[contender.name] = Seen(JudgesClock(bursts, len(contents)), bursts)
+        threads = worker.thread_ms if self._bench.kind == "cpu" else dict
+        seen = self._seen[contender.name] = Seen(JudgesClock(bursts, len(contents), threads=threads), bursts)
         self._look(seen)
         if self._bench.kind == "cpu":
             late_ms = late_work_ms(worker, kernel, seen.clock, limit_s)

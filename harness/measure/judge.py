@@ -6,13 +6,17 @@ is wrong. Idle bursts fetch as many outputs and call nothing. Load delays a burs
 the least wall time of each kind is kept, over all looks; only then is one taken from the other. The
 difference of two times of one moment would be wrong in both directions, and every further look a chance for
 a false claim.
+
+Where the worker's own processor is what works, on a CPU, its time is a second witness: a call lasts no
+shorter than the busiest of its threads was running, and load hardly changes that.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 BURST_MS = 20.0  # what a burst of the first look lasts; each further look halves it, so many times:
@@ -37,20 +41,17 @@ class Burst(Protocol):
         """Fetch the outputs of so many slots, after a call on each where `call`."""
 
 
-class JudgesClock:
-    """What the judge saw of one kernel, over all looks; how many calls a burst has is its own choice."""
+@dataclass
+class Least:
+    """The least times of bursts by their number of calls, with calls and without, in ms."""
 
-    def __init__(self, burst: Burst, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`most`: slots, of which a burst visits none twice."""
-        self._burst, self._most, self._clock = burst, most, clock
-        self._looks = 0
-        self._idle: dict[int, float] = {}  # calls -> least wall time without them, ms
-        self._busy: dict[int, float] = {}  # calls -> least wall time, ms
+    idle: dict[int, float] = field(default_factory=dict)
+    busy: dict[int, float] = field(default_factory=dict)
 
     @property
     def slope_ms(self) -> float:
-        """Time of a call with warm caches, less what asking and fetching costs; surer with every look."""
-        return max(0.0, min((wall - self._idle_ms(n)) / n for n, wall in self._busy.items()))
+        """Of a call, less what asking and fetching costs; surer with every look."""
+        return max(0.0, min((ms - self._idle_ms(n)) / n for n, ms in self.busy.items()))
 
     def _idle_ms(self, n: int) -> float:
         """What so many fetches take without a call, at most.
@@ -58,19 +59,45 @@ class JudgesClock:
         Of a number that only the first looks had, each sample may have been late. But more fetches take no
         less, and so many times as many take no more than so many times as long.
         """
-        return min(wall * max(1.0, n / m) for m, wall in self._idle.items())
+        return min(ms * max(1.0, n / m) for m, ms in self.idle.items())
+
+    def keep(self, n: int, ms: float, *, call: bool) -> None:
+        kept = self.busy if call else self.idle
+        kept[n] = min(ms, kept.get(n, math.inf))
+
+
+class JudgesClock:
+    """What the judge saw of one kernel, over all looks; how many calls a burst has is its own choice."""
+
+    def __init__(
+        self,
+        burst: Burst,
+        most: int,
+        clock: Callable[[], float] = time.perf_counter,
+        threads: Callable[[], Mapping[int, float]] = dict,
+    ) -> None:
+        """`most`: slots, of which a burst visits none twice. `threads`: processor time of each of the
+        worker's threads so far, in ms, where that is what works."""
+        self._burst, self._most, self._clock, self._threads = burst, most, clock, threads
+        self._looks = 0
+        self._wall, self._processor = Least(), Least()
+
+    @property
+    def slope_ms(self) -> float:
+        """Time of a call with warm caches, at least, less what asking and fetching costs."""
+        return max(self._wall.slope_ms, self._processor.slope_ms)
 
     @property
     def at_most_ms(self) -> float:
         """The same with those costs in it: at its best, a call takes no longer."""
-        return min(wall / n for n, wall in self._busy.items())
+        return min(wall / n for n, wall in self._wall.busy.items())
 
     def look(self) -> None:
         """Time a few bursts; shorter ones at each look, which fit between two interruptions."""
         lasting_ms = BURST_MS / 2 ** min(self._looks, HALVINGS)
         self._looks += 1
         n = min(FEWEST, self._most)
-        self._wall_ms(n, call=True)  # threads that slept wake up
+        self._burst_ms(n, call=True)  # threads that slept wake up
         for _ in range(TIMES):
             n = self._timed(n, lasting_ms)
 
@@ -78,19 +105,33 @@ class JudgesClock:
         """A burst of at least half that time, or over all slots; returns its calls."""
         while True:
             for _ in range(IDLE):
-                self._idle[n] = min(self._wall_ms(n, call=False), self._idle.get(n, math.inf))
-            wall = self._wall_ms(n, call=True)
-            spent = wall - self._idle[n]
-            if n == self._most or spent >= lasting_ms / 2:
-                self._busy[n] = min(wall, self._busy.get(n, math.inf))
+                self._keep(n, call=False)
+            wall = self._keep(n, call=True, enough_ms=lasting_ms / 2)
+            if n == self._most or wall - self._wall.idle[n] >= lasting_ms / 2:
                 return n
             n = min(max(2 * n, int(n * lasting_ms / wall)), self._most)
 
-    def _wall_ms(self, calls: int, *, call: bool) -> float:
+    def _keep(self, n: int, *, call: bool, enough_ms: float = 0.0) -> float:
+        """One burst; returns its wall time. One with calls counts only where it lasted long enough."""
+        wall, busiest = self._burst_ms(n, call=call)
+        if not call or n == self._most or wall - self._wall.idle[n] >= enough_ms:
+            self._wall.keep(n, wall, call=call)
+            self._processor.keep(n, busiest, call=call)
+        return wall
+
+    def _burst_ms(self, calls: int, *, call: bool) -> tuple[float, float]:
+        """Wall time, and processor time of the busiest thread."""
         self._burst.fresh()
+        before = self._threads()
         begin = self._clock()
         self._burst.run(calls, call=call)
-        return (self._clock() - begin) * 1e3
+        wall = (self._clock() - begin) * 1e3
+        return wall, busiest_ms(before, self._threads())
+
+
+def busiest_ms(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """Processor time that the busiest thread used meanwhile: so much time has passed at least."""
+    return max((ms - before.get(thread, 0.0) for thread, ms in after.items()), default=0.0)
 
 
 def contradicts(claimed_ms: float, seen_ms: float, slack_ms: float) -> bool:

@@ -73,13 +73,13 @@ def busy(pids: Iterable[int]) -> bool:
     return False
 
 
-def cpu_ms(pids: Iterable[int]) -> float:
-    """Processor time that their threads have used so far."""
-    spent_ns = 0
+def thread_ms(pids: Iterable[int]) -> dict[int, float]:
+    """Processor time that each of their threads has used so far."""
+    spent = {}
     for thread in _threads(pids, "schedstat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            spent_ns += int(thread.read_text().split()[0])
-    return spent_ns / 1e6
+            spent[int(thread.parent.name)] = int(thread.read_text().split()[0]) / 1e6
+    return spent
 
 
 def _threads(pids: Iterable[int], file: str) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from harness.build.products import CACHE_VARIABLE, READY_VARIABLE
 from harness.worker.caps import Caps
-from harness.worker.family import busy, cpu_ms, end, freeze, gone, members, thaw
+from harness.worker.family import busy, end, freeze, gone, members, thaw, thread_ms
 from harness.worker.image import Image
 from harness.worker.protocol import (
     ERROR_KINDS,
@@ -262,7 +262,11 @@ class Worker:
 
     def cpu_ms(self) -> float:
         """Processor time that its processes have used so far."""
-        return cpu_ms(members(self.pid))
+        return sum(self.thread_ms().values())
+
+    def thread_ms(self) -> dict[int, float]:
+        """The same of each of their threads."""
+        return thread_ms(members(self.pid))
 
     def kill(self) -> None:
         """End every process it has become, and wait until they are gone."""

@@ -13,6 +13,7 @@ from harness.measure.judge import (
     GRAPH_SLACK_MS,
     HALVINGS,
     JudgesClock,
+    busiest_ms,
     contradicts,
 )
 
@@ -167,3 +168,33 @@ def test_a_number_of_calls_that_was_seen_under_load_only_clears_nobody(each_ms):
         seen = Spinner(0.15, each_ms, [lot.uniform(1, 12) for _ in range(60)]).seen(LOOKS, 4)
         assert contradicts(each_ms / 50, seen.slope_ms, CPU_SLACK_MS), seed
         assert seen.slope_ms <= 1.01 * each_ms
+
+
+class Hampered(Spinner):
+    """A worker that others keep from its processor while it fetches, and not while it is called."""
+
+    used = 0.0
+
+    def run(self, calls, *, call):
+        began = self.now
+        super().run(calls, call=call)
+        self.used += (self.now - began) * 1e3
+        self.now += 0.0 if call else 0.02
+
+    def threads(self):
+        return {1: self.used, 2: 0.3 * self.used}
+
+
+def test_processor_time_shows_the_work_where_waiting_hides_it():
+    for threads, caught in ((dict, False), (None, True)):
+        spinner = Hampered(0.15, 0.065)
+        clock = JudgesClock(spinner, MOST, clock=lambda s=spinner: s.now, threads=threads or spinner.threads)
+        for _ in range(LOOKS):
+            clock.look()
+        assert contradicts(0.065 / 50, clock.slope_ms, CPU_SLACK_MS) is caught
+        assert not contradicts(0.065, clock.slope_ms, CPU_SLACK_MS)
+
+
+def test_processor_time_of_several_threads_is_no_longer_than_the_time_that_passed():
+    assert busiest_ms({1: 5.0, 2: 1.0}, {1: 7.0, 2: 2.5, 3: 1.0}) == 2.0
+    assert busiest_ms({}, {}) == 0.0
