@@ -71,8 +71,8 @@ Methods = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="Only this way of asking: vanilla, vanilla-cot, tl, tl-one-stage, tl-unguided, tl-compiled. "
-        "Repeatable.",
+        help="Only this way of asking: vanilla, vanilla-cot, tl, tl-one-stage, tl-unguided, tl-compiled, "
+        "tl-scheduled. Repeatable.",
         autocompletion=completion.methods,
     ),
 ]

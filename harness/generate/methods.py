@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.generate.method import Method
-from harness.generate.two_stage import tl, tl_compiled, tl_one_stage, tl_unguided
+from harness.generate.two_stage import tl, tl_compiled, tl_one_stage, tl_scheduled, tl_unguided
 from harness.generate.vanilla import vanilla, vanilla_cot
 
 METHODS: Mapping[str, Method] = {
@@ -32,5 +32,6 @@ METHODS: Mapping[str, Method] = {
             translates=True,
         ),
         Method("tl-compiled", "sketch, program in LLM-TL, the compiler", tl_compiled),
+        Method("tl-scheduled", "as tl-compiled, and the model writes the schedule", tl_scheduled),
     )
 }

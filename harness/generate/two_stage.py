@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 
 from harness.generate.conversation import Conversation
 from harness.generate.extract import program_of
@@ -53,10 +54,27 @@ def tl_compiled(brief: Brief) -> Story:
     """Sketch, then program, then the compiler; what it or the verification says goes back to the program."""
     talk = yield from _sketch(brief)
     program, _ = yield from _program(brief, talk, brief.turns)
+    program = yield from _compiled(brief, talk, program)
+    yield from _refine(brief, talk, program)
+
+
+def tl_scheduled(brief: Brief) -> Story:
+    """As `tl_compiled`, and the model writes the schedule too, a question of its own."""
+    talk = yield from _sketch(brief)
+    program, findings = yield from _program(brief, talk, brief.turns - KEPT_FOR_KERNEL)
+    if not findings and talk.answers < brief.turns:
+        talk.tell(render("tl-schedule", brief))
+        program, _ = yield from _program(brief, talk, brief.turns, stage="schedule")
+    program = yield from _compiled(brief, talk, program)
+    yield from _refine(replace(brief, search=False), talk, program)  # the model's schedule stands
+
+
+def _compiled(brief: Brief, talk: Conversation, program: str) -> Generator[Step, Answer | Reply, str]:
+    """Until the compiled program passes; returns it."""
     while not (reply := reply_of((yield Compile("compile", program)))).passed:
         _correct(brief, talk, "The compiler or the verification says", reply.told)
         program, _ = yield from _program(brief, talk, brief.turns, stage="repair")
-    yield from _refine(brief, talk, program)
+    return program
 
 
 def _sketch(brief: Brief) -> Generator[Step, Answer | Reply, Conversation]:

@@ -26,7 +26,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Meter:
-    """The same figures while they grow; past `deadline` (of time.monotonic()) the work is given up."""
+    """The same figures while they grow; past `deadline` (of time.thread_time()) the work is given up."""
 
     global_bytes_read: int = 0
     global_bytes_written: int = 0

@@ -86,7 +86,7 @@ def _run(body: tuple[ir.Node, ...], batch: Batch) -> None:
     """All statements in order; the batch's tiles and the memory change."""
     for node in body:
         try:
-            if time.monotonic() > batch.meter.deadline:
+            if time.thread_time() > batch.meter.deadline:
                 raise Fault("interpreting takes too long; its loops run too often")
             _step(node, batch)
         except Fault as fault:

@@ -27,6 +27,10 @@ OUTLINES = {
     ],
     "tl-one-stage": ["Ask:code", "Examine:code", "Ask:translation", "Try:translation"],
     "tl-compiled": ["Ask:sketch", "Examine:sketch", "Ask:code", "Examine:code", "Compile:compile"],
+    "tl-scheduled": [
+        "Ask:sketch", "Examine:sketch", "Ask:code", "Examine:code", "Ask:schedule", "Examine:code",
+        "Compile:compile",
+    ],
 }  # fmt: skip
 
 
@@ -134,6 +138,15 @@ def test_searching_tiles_times_a_compiled_program_once_without_refinement() -> N
     assert outline(steps)[-1] == "Time:refine"
     assert "Kernel p" in steps[-1].program  # type: ignore[union-attr]
     assert "Time:refine" not in outline(play("tl", model, brief(search=True)))
+
+
+def test_a_schedule_is_asked_for_once_the_program_is_right_and_is_not_searched_over() -> None:
+    steps = play("tl-scheduled", model, brief(search=True))
+    asked = next(s for s in steps if isinstance(s, Ask) and s.stage == "schedule")
+    assert "`consumers`" in asked.messages[-1].content and "Kernel p" in asked.messages[-2].content
+    assert "Time:refine" not in outline(steps)
+    wrong = play("tl-scheduled", lambda s, n: Reply(False, "TL601") if "Examine" in outline([s])[0] else model(s))
+    assert not [s for s in wrong if isinstance(s, Ask) and s.stage == "schedule"]
 
 
 @pytest.mark.parametrize("task", discover())
