@@ -90,7 +90,7 @@ class Schedule:
     def producer_registers(self) -> int:
         """Registers of the producer's thread; less than 24 where the consumers ask for too many."""
         left = self.pool // WARPGROUP - self.consumers * self.consumer_registers
-        return min(_PRODUCER_MOST, left // _STEP * _STEP)
+        return max(0, min(_PRODUCER_MOST, left // _STEP * _STEP))
 
 
 def asks_for_roles(program: ir.Program) -> bool:

@@ -12,6 +12,8 @@ from harness.tl.lower.copies import without_copies
 from harness.tl.lower.facts import ahead
 from harness.tl.schedule import ROWS, Schedule
 
+_MOST_ROUNDS = 64  # of a loop; a few show all that many do
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -97,6 +99,8 @@ class Trace:
         parts = ahead(loop) if self.schedule.overlap else None
         start, stop, step = (int(evaluate(e, env)) for e in (loop.start, loop.stop, loop.step))
         rounds = []
+        if stop - start > _MOST_ROUNDS * max(1, step):
+            raise ValueError(f"{loop.var} takes more than {_MOST_ROUNDS} rounds")
         for value in range(start, stop, max(1, step)):
             inside = {**env, loop.var: value}
             dead = frozenset(
