@@ -1,10 +1,10 @@
 """Owns the proof that a block's roles come to an end and lose nothing: their events, in many interleavings.
 
 Barriers, turns and copies behave as on Hopper: a barrier has a phase of which only the parity is seen, a
-copy ends some time after it starts. Each role is once held back as long as any other can go on, and once
-preferred, with copies that end at once and as late as possible; then interleavings are drawn from a seed.
-Roles wait for each other only by counts that grow, so a role that is held back meets the worst that the
-others can do to what it still has to read.
+copy ends some time after it starts. Each role is once held back as long as any other can go on; the copies
+of each channel once end as late as they can; then interleavings are drawn from a seed. Roles wait for each
+other only by counts that grow, so a role that is held back meets the worst that the others can do to what it
+still has to read, and a copy that is late meets every reader and writer that does not wait for it.
 """
 
 from __future__ import annotations
@@ -64,12 +64,11 @@ def replay(protocol: Protocol, seed: int = 0, drawn: int = _DRAWN) -> Fault | No
         unread = _reads(protocol)
         for name in names:
             others = [n for n in names if n != name]
-            _Run(protocol, unread, late=False).preferring([*others, name])
-            _Run(protocol, unread, late=True).preferring([*others, name])
-            _Run(protocol, unread, late=True).preferring([name, *others])
+            _Run(protocol, unread).preferring([*others, name])
+        for channel in _copied(protocol):
+            _Run(protocol, unread, late=channel).preferring(names)
         for number in range(drawn):
-            generator = random.Random(f"{seed} {number}")
-            _Run(protocol, unread, late=bool(number % 2)).drawing(generator)
+            _Run(protocol, unread).drawing(random.Random(f"{seed} {number}"))
     except _Failed as failed:
         return failed.fault
     return None
@@ -96,13 +95,23 @@ def _reads(protocol: Protocol) -> _Reads:
     return found
 
 
+def _copied(protocol: Protocol) -> list[str]:
+    """The channels that copies go into or out of."""
+    every = (e for events in protocol.roles.values() for e in events if isinstance(e, Fill | Send))
+    return list(dict.fromkeys(_channel(e) for e in every))
+
+
+def _channel(copy: Fill | Send) -> str:
+    return copy.place.partition("[")[0]
+
+
 class _Run:
     """One interleaving: where each role stands, and the state of barriers, places, turns and copies."""
 
-    def __init__(self, protocol: Protocol, unread: _Reads, late: bool) -> None:
+    def __init__(self, protocol: Protocol, unread: _Reads, late: str = "") -> None:
         self.roles = protocol.roles
         self.arrivals = protocol.arrivals
-        self.late = late  # copies end only where nothing else can go on
+        self.late = late  # the channel whose copies end only where nothing else can go on
         self.at = dict.fromkeys(protocol.roles, 0)
         self.phase = dict.fromkeys(protocol.arrivals, 0)
         self.arrived = dict.fromkeys(protocol.arrivals, 0)
@@ -115,8 +124,7 @@ class _Run:
         """Runs to the end; of the roles that can go on, the first in this order does."""
         last = order[-1]
         while True:
-            if not self.late:
-                self._land_all()
+            self._land_early()
             for name in order:
                 moved = self._step(name)
                 while moved and name != last and self._step(name):
@@ -133,7 +141,7 @@ class _Run:
         names = list(self.roles)
         while True:
             generator.shuffle(names)
-            if self.copies and generator.random() < (0.1 if self.late else 0.5):
+            if self.copies and generator.random() < 0.25:
                 self._land(generator.randrange(len(self.copies)))
             for name in names:
                 if self._step(name):
@@ -219,9 +227,14 @@ class _Run:
             self._arrive(copy.barrier)
         return True
 
-    def _land_all(self) -> None:
-        while self._land(0):
-            pass
+    def _land_early(self) -> None:
+        """The copies that are not held back end."""
+        number = 0
+        while number < len(self.copies):
+            if self.late == _channel(self.copies[number][1]):
+                number += 1
+            else:
+                self._land(number)
 
     def _settle(self) -> None:
         """Nothing can go on: everyone is done, or waits for another."""

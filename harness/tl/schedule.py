@@ -47,8 +47,7 @@ class Schedule:
     def of(cls, program: ir.Program, choice: Mapping[str, int] | None = None) -> Schedule:
         """The choice, then the program's own line (its first values), then the defaults."""
         told = {field: values[0] for field, values in _told(program).items()}
-        known = {field.name for field in fields(cls)}
-        return cls(**{**told, **{k: v for k, v in (choice or {}).items() if k in known}})
+        return cls(**{**told, **{k: v for k, v in (choice or {}).items() if k in FIELDS}})
 
     @classmethod
     def every(cls, program: ir.Program) -> Iterator[Schedule]:
@@ -93,6 +92,9 @@ class Schedule:
         return max(0, min(_PRODUCER_MOST, left // _STEP * _STEP))
 
 
+FIELDS = frozenset(field.name for field in fields(Schedule))
+
+
 def asks_for_roles(program: ir.Program) -> bool:
     """Whether the program's own line asks for warps that copy and warps that compute."""
     given = dict(program.schedule)
@@ -101,12 +103,11 @@ def asks_for_roles(program: ir.Program) -> bool:
 
 def _told(program: ir.Program) -> dict[str, tuple[int, ...]]:
     """Fields of a schedule with the values that the program's own line gives them."""
-    known = {field.name for field in fields(Schedule)} - {"longest_first"}
     given = {key: values for key, values in program.schedule if values}
     told = {
         key: tuple(dict.fromkeys(_number(key, value) for value in values))
         for key, values in given.items()
-        if key in known
+        if key in FIELDS and key != "longest_first"
     }
     if "order" in given:
         told["longest_first"] = tuple(dict.fromkeys(int(v == "longest_first") for v in given["order"]))
