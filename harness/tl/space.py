@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from harness.targets import Target
 from harness.tl import ir
 from harness.tl.checks.capacity import Demand, KernelTiles, Load, choices
+from harness.tl.checks.roles import points
 from harness.tl.diagnostics import Finding, finding
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.facts import ahead, grows
 from harness.tl.problem import TaskLike, all_workloads, scalars
 from harness.tl.roles import RoleDemand, Taken, row_extent
-from harness.tl.schedule import Schedule
+from harness.tl.schedule import Schedule, asks_for_roles
 from harness.tl.syntax import Pos
 
 # What is tried on Hopper. Columns are powers of two: no compiler's tiles there have others.
@@ -37,9 +38,16 @@ def space(program: ir.Program) -> Iterator[dict[str, int]]:
 def pruned(
     program: ir.Program, task: TaskLike, target: Target, *, dtype: str = "fp16", dims: tuple[int, int]
 ) -> Pruned:
-    """The space for one pair of head dims (dim, dim_v), by what fits on the target."""
-    demand = Demand(program, dtype)
+    """The space for one pair of head dims (dim, dim_v), by what fits on the target.
+
+    Where the program's line asks for roles and the target has them: tiles with the rows of their consumers,
+    times the schedules that the line spans.
+    """
     sizes = _sizes(task, dims)
+    if asks_for_roles(program) and (target.capability or (0, 0)) >= (9, 0):
+        found = points(program, sizes, dtype)
+        return _parted(({**tiles, **s.choice}, _lack(taken, target)) for s, tiles, taken in found)
+    demand = Demand(program, dtype)
     reasons = ((choice, _reason(demand.of({**sizes, **choice}), target)) for choice in space(program))
     return _parted(reasons)
 
@@ -61,9 +69,12 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
             continue
         tiles = dict(zip(own, others, strict=True))
         tiles |= {columns: column} if columns else {}
+        turns = (0, 1) if consumers > 1 else (0,)
         for stages, overlap, pingpong, persistent, heads in itertools.product(
-            STAGES, overlaps, (0, 1) if consumers > 1 else (0,), (2, 1, 0), HEADS if longest else (0,)
+            STAGES, overlaps, turns, (2, 1, 0), HEADS if longest else (0,)
         ):
+            if pingpong and not overlap:
+                continue  # without a product of the next round in hand there is nothing to give a turn for
             schedule = Schedule(consumers, stages, overlap, pingpong, persistent, longest, heads)
             yield {**({rows: schedule.rows} if rows else {}), **tiles, **schedule.choice}
 

@@ -50,8 +50,8 @@ def times_of(space, seed):
 
 @pytest.mark.parametrize("dim", [64, 128])
 def test_a_hopper_space_needs_15_percent_to_come_within_2_percent(dim):
-    """594 and 360 choices. With 30 seeds each and noise of 1 %: 60 of 60 within 2 %, 1.1 % at most, 0.05 % on
-    average; here 6 seeds each."""
+    """468 and 288 choices. With 60 seeds each and noise of 1 %: 120 of 120 within 2 %, 0.2 % at most; here 6
+    seeds each. The times have the form that the search guesses."""
     space = kept("mha_causal", dim)
     for seed in range(6):
         times, noise = times_of(space, seed), random.Random(seed)
@@ -87,15 +87,15 @@ def gaps_and_share(folder):
 @pytest.mark.parametrize(
     ("folder", "within", "most"),
     [("h200/tl_mha_triton", 12, 0.001), ("h200/tl_mha_causal_triton", 13, 0.001),
-     ("h100/tl_mha_cute", 11, 0.07), ("h100/tl_mha_causal_cute", 10, 0.07)],
+     ("h100/tl_mha_cute", 10, 0.07), ("h100/tl_mha_causal_cute", 11, 0.07)],
 )  # fmt: skip
 def test_recorded_searches_are_repeated_with_15_percent_of_their_timings(folder, within, most):
     """Twelve or thirteen cells of 44 to 54 choices each, with the timings of the exhaustive search.
 
     Triton on H200: the best choice in 25 of 25 cells with 14.6 and 14.9 % of the timings. CuTe on H100: 21 of
-    25 within 2 %, 6.2 % at most, 0.9 % on average, with 13.2 and 13.4 %. All recorded searches together, those
-    of three to six cells among them: 64 of 77 cells within 2 %, 1.1 % on average, with 16.0 %; few cells share
-    the first one's measurements. The constants were chosen on these timings.
+    25 within 2 %, 6.8 % at most, 1.1 % on average, with 13.2 and 13.7 %. All recorded searches together, those
+    of three to six cells among them: 64 of 77 cells within 2 %, 1.1 % on average, 12.6 % at most, with 16.0 %;
+    few cells share the first one's measurements. The constants were chosen on these timings.
     """
     gaps, share = gaps_and_share(folder)
     assert share <= SHARE
@@ -194,7 +194,7 @@ def test_the_hopper_space_has_the_rows_of_its_consumers_and_nothing_without_effe
         points = list(hopper_space(program))
         assert points and len({key(c) for c in points}) == len(points)
         assert all(c["BM"] == 64 * c["consumers"] and c["BN"] in (64, 128, 256) for c in points)
-        assert not any(c["pingpong"] for c in points if c["consumers"] == 1)
+        assert not any(c["pingpong"] for c in points if c["consumers"] == 1 or not c["overlap"])
         grown = task not in ("mha", "cross", "sliding_window")
         assert {c["longest_first"] for c in points} == {int(grown)}
         assert {c["persistent"] for c in points} == {0, 1, 2} and {c["stages"] for c in points} == {2, 3, 4}

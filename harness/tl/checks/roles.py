@@ -17,7 +17,7 @@ from harness.tl.roles import RoleDemand, Taken, row_extent
 from harness.tl.schedule import Schedule
 from harness.tl.syntax import Pos
 
-_MOST_SCHEDULES, _MOST_POINTS = 64, 256
+_MOST_POINTS = 512
 _MOST_N, _STEP_N, _BYTES_K = 256, 8, 32  # of wgmma: columns, their step, bytes of the summed axis
 Point = tuple[Schedule, dict[str, int], Taken]
 
@@ -34,7 +34,10 @@ def check_roles(
     found: list[Finding] = []
     fits, total, least, without = 0, 0, None, []
     try:
-        spaces = [(sizes, list(points(program, sizes, dtype))) for sizes in shapes(program, task)]
+        spaces = [
+            (sizes, list(itertools.islice(points(program, sizes, dtype), _MOST_POINTS)))
+            for sizes in shapes(program, task)
+        ]
     except (KeyError, ArithmeticError, ValueError, TypeError):
         return []
     for sizes, space in spaces:
@@ -55,7 +58,9 @@ def check_roles(
     at = f"the {limit / 1024:g} KB that {target.name} has"
     if least is not None and not fits:
         text = f"channels take {least[2].shared_words}, more than {at}"
-        found.append(finding("TL705", pos, text if total == 1 else f"no choice fits: the smallest {text}"))
+        found.append(
+            finding("TL705", pos, text if total == 1 else f"no choice fits; of the smallest, {text}")
+        )
     elif without:
         which = "; ".join(f"{words}: {p[2].shared_words}" for words, p in without)
         text = f"no choice fits in {at} for some shapes of the task ({which})"
@@ -69,16 +74,14 @@ def check_roles(
 def points(program: ir.Program, sizes: Mapping[str, int | float], dtype: str) -> Iterator[Point]:
     """Each schedule and tile choice whose rows are those of its consumers, with what its kernels take."""
     kernels = [(k, e) for k in program.kernels if (e := row_extent(k)) is not None]
-    count = 0
-    for schedule in itertools.islice(Schedule.every(program), _MOST_SCHEDULES):
+    for schedule in Schedule.every(program):
         demands = [(RoleDemand(kernel, schedule, dtype), extent) for kernel, extent in kernels]
         for choice in choices(program, ()):
             values = {**sizes, **choice}
             if any(int(evaluate(extent, values)) != schedule.rows for _, extent in demands):
                 continue
             taken = [demand.of(values) for demand, _ in demands]
-            if taken and count < _MOST_POINTS:
-                count += 1
+            if taken:
                 yield schedule, choice, max(taken, key=lambda t: t.shared_bytes)
 
 
