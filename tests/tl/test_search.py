@@ -162,6 +162,13 @@ def test_the_longer_measurement_decides():
     assert found.best == {"x": max(finalists)} and found.time_ms == 2.0 - max(finalists)
 
 
+def test_values_that_go_together_are_one_step():
+    space = [{"rows": 64 * n, "consumers": n, "z": z} for n in (1, 2, 3) for z in range(4)]
+    found = search(space, lambda c: 2.0 + c["z"] / 10 - (c["consumers"] == 1), budget=12, seeds=[space[0]])
+    assert found.best == space[0]
+    assert {s.choice["consumers"] for s in found.trail if s.why is Why.NEAR} == {1, 2, 3}
+
+
 def test_it_ends_where_nothing_is_gained():
     space = kept("mha", 64)
     times = times_of(space, 3)
