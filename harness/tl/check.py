@@ -7,10 +7,13 @@ from typing import Literal
 
 from harness.targets import Target
 from harness.tl import ir, syntax
-from harness.tl.checks.capacity import check_capacity
+from harness.tl.checks.capacity import check_capacity, check_instruction
+from harness.tl.checks.channels import check_channels
 from harness.tl.checks.coverage import check_coverage
+from harness.tl.checks.effects import check_effects
 from harness.tl.checks.extents import check_extents
 from harness.tl.checks.formula import check_formula
+from harness.tl.checks.roles import check_roles
 from harness.tl.checks.schedule import check_schedule, check_stages
 from harness.tl.checks.sizes import check_sizes
 from harness.tl.checks.softmax import check_softmax
@@ -20,6 +23,7 @@ from harness.tl.diagnostics import Finding, finding
 from harness.tl.parse import parse_leniently
 from harness.tl.problem import TaskLike
 from harness.tl.resolve import resolve_leniently
+from harness.tl.schedule import asks_for_roles
 
 # What is missing: it may stand in a line that could not be read, or that a sketch does not need.
 _MISSING = frozenset({"TL501", "TL502", "TL503", "TL507"})
@@ -81,7 +85,13 @@ def _check(
         found += check_usage(program, task)
         if not any(f.code.startswith("TL50") for f in found):
             found += check_formula(program, task)
-        if target is not None:
+        found += check_effects(program, task, tree)
+        if target is not None and _with_roles(program, target):
+            sound = not any(f.code in ("TL903", "TL904", "TL908") for f in found)
+            found += check_instruction(program, task, target)
+            found += check_roles(program, task, tree, target, dtype) if sound else []
+            found += check_channels(program, task, tree) if sound else []
+        elif target is not None:
             found += check_capacity(program, task, target, dtype=dtype)
             found += check_stages(program, task, tree, target, dtype)
     complete = not any(f.is_error for f in found)
@@ -89,6 +99,10 @@ def _check(
     found = [f for f in found if f.is_error or (f.code, f.pos) not in errors]  # the graver word suffices
     findings = tuple(sorted(dict.fromkeys(found), key=lambda f: (f.pos.line, f.pos.column, f.code)))
     return Report(findings, program if complete else None)
+
+
+def _with_roles(program: ir.Program, target: Target) -> bool:
+    return asks_for_roles(program) and target.is_gpu and (target.capability or (0, 0)) >= (9, 0)
 
 
 def _unsaid(sketch: bool, unread: bool) -> frozenset[str]:

@@ -151,6 +151,10 @@ CODES: dict[str, Code] = {
             "take tile sizes that the instruction divides",
         ),
         Code("TL704", "no choice fits", _E, "widen the sets of the tile parameters"),
+        Code("TL705", "channels do not fit", _E, "fewer stages, smaller tiles, or fewer consumers"),
+        Code("TL706", "registers of a role", _W, "smaller tiles, fewer consumers, or leave `registers` out"),
+        Code("TL707", "shape of a warpgroup's product", _E, "take sizes that wgmma m64nNk16 takes"),
+        Code("TL708", "what a schedule takes", _N, ""),
         Code("TL801", "dtype not supported", _E, "choose a dtype that the target computes"),
         Code("TL802", "accumulating below f32", _E, "accumulate in f32"),
         Code("TL803", "missing cast", _W, "Cast it to the type the GEMM takes, or leave the type open"),
@@ -160,5 +164,19 @@ CODES: dict[str, Code] = {
             "TL903", "cyclic wait", _E, "let each channel have one writer that does not wait for its reader"
         ),
         Code("TL904", "unknown schedule key", _W, "see the table of schedule keys"),
+        Code(
+            "TL905",
+            "roles wait forever",
+            _E,
+            "copy in the order in which consumers read, or give the channel more stages",
+        ),
+        Code(
+            "TL906",
+            "overwritten before it is read",
+            _E,
+            "let one role write the place, and only after every reader has released it",
+        ),
+        Code("TL907", "keys without effect", _W, "leave the key out"),
+        Code("TL908", "rows of the consumers", _E, "let the rows of the tile be 64 for each consumer"),
     )
 }

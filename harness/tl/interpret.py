@@ -24,6 +24,7 @@ from harness.tl.elementwise import Fault, evaluate, integer, rounded, subtract, 
 from harness.tl.format import format_statement
 from harness.tl.memory import Memory
 from harness.tl.problem import TaskLike, WorkloadLike, scalars
+from harness.tl.schedule import FIELDS
 from harness.tl.syntax import NOWHERE, Level, Pos, Statement
 
 
@@ -56,11 +57,12 @@ def interpret(
     """The outputs of the program on these inputs.
 
     `choice` gives values of tile parameters (any positive integer), the first choice serves for
-    the others; keys of the schedule are allowed in it and mean nothing here. Raises InterpretError.
+    the others; keys of the schedule and fields of `Schedule` are allowed in it and mean nothing here.
+    Raises InterpretError.
     """
     given = dict(choice or {})
     parameters = {name: given.pop(name, first) for name, first in program.defaults.items()}
-    unknown = sorted(given.keys() - {key for key, _ in program.schedule})
+    unknown = sorted(given.keys() - {key for key, _ in program.schedule} - FIELDS)
     if unknown:
         known = ", ".join(parameters) or "none"
         raise InterpretError(f"no tile parameter {', '.join(unknown)}; there are: {known}")

@@ -6,7 +6,8 @@ field is a whole number there. It never changes what is computed beyond rounding
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -15,8 +16,18 @@ from harness.tl import ir
 Grid = Literal["blocks", "static", "dynamic"]
 GRIDS: tuple[Grid, ...] = ("blocks", "static", "dynamic")
 ROWS = 64  # of a tile that one warpgroup computes: the M of its instruction
+WARPGROUP = 128  # threads
+ROLE_KEYS = (
+    "producer",
+    "consumers",
+    "pingpong",
+    "registers",
+)  # need sm_90: warps with registers of their own
 
 _OFF = ("false", "off", 0)
+_FILE = 65_536  # 32-bit registers of a multiprocessor
+_STEP, _LEAST, _MOST = 8, 24, 240  # what `setmaxnreg` takes
+_PRODUCER_MOST = 32  # registers that a warp which only copies can use
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +46,15 @@ class Schedule:
     @classmethod
     def of(cls, program: ir.Program, choice: Mapping[str, int] | None = None) -> Schedule:
         """The choice, then the program's own line (its first values), then the defaults."""
-        given = {key: values[0] for key, values in program.schedule if values}
-        known = {field.name for field in fields(cls)}
-        told = {key: _number(key, value) for key, value in given.items() if key in known}
-        if given.get("order") is not None:
-            told["longest_first"] = int(given["order"] == "longest_first")
-        return cls(**{**told, **{k: v for k, v in (choice or {}).items() if k in known}})
+        told = {field: values[0] for field, values in _told(program).items()}
+        return cls(**{**told, **{k: v for k, v in (choice or {}).items() if k in FIELDS}})
+
+    @classmethod
+    def every(cls, program: ir.Program) -> Iterator[Schedule]:
+        """Each schedule that the sets of the program's own line span, the first values first."""
+        told = _told(program)
+        for pick in itertools.product(*told.values()):
+            yield cls(**dict(zip(told, pick, strict=True)))
 
     @property
     def grid(self) -> Grid:
@@ -55,6 +69,49 @@ class Schedule:
     def choice(self) -> dict[str, int]:
         """As part of a tile choice."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def pool(self) -> int:
+        """Registers that the warpgroups of a block share out: what it is launched with.
+
+        The producer's warps are padded to a warpgroup; all threads start with the same multiple of 8.
+        """
+        threads = WARPGROUP * (self.consumers + 1)
+        return min(_FILE // threads, 255) // _STEP * _STEP * threads
+
+    @property
+    def consumer_registers(self) -> int:
+        """Registers of a consumer's thread: as asked, or what the others leave (240, 240, 160, 112)."""
+        left = (self.pool - _LEAST * WARPGROUP) // (WARPGROUP * self.consumers)
+        return self.registers or min(_MOST, left // _STEP * _STEP)
+
+    @property
+    def producer_registers(self) -> int:
+        """Registers of the producer's thread; less than 24 where the consumers ask for too many."""
+        left = self.pool // WARPGROUP - self.consumers * self.consumer_registers
+        return max(0, min(_PRODUCER_MOST, left // _STEP * _STEP))
+
+
+FIELDS = frozenset(field.name for field in fields(Schedule))
+
+
+def asks_for_roles(program: ir.Program) -> bool:
+    """Whether the program's own line asks for warps that copy and warps that compute."""
+    given = dict(program.schedule)
+    return any(value not in _OFF for key in ROLE_KEYS for value in given.get(key, ())[:1])
+
+
+def _told(program: ir.Program) -> dict[str, tuple[int, ...]]:
+    """Fields of a schedule with the values that the program's own line gives them."""
+    given = {key: values for key, values in program.schedule if values}
+    told = {
+        key: tuple(dict.fromkeys(_number(key, value) for value in values))
+        for key, values in given.items()
+        if key in FIELDS and key != "longest_first"
+    }
+    if "order" in given:
+        told["longest_first"] = tuple(dict.fromkeys(int(v == "longest_first") for v in given["order"]))
+    return told
 
 
 def _number(key: str, value: int | str) -> int:

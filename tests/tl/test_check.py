@@ -75,6 +75,7 @@ DIVIDE, STORE = (
     "Copy O (BM, dim_v) in coordinate [L = i] from register to global\n",
 )
 COPY_K = "    Copy K (BN, dim) in coordinate [L = j] from global to shared\n"
+COPY_V = "    Copy V (BN, dim_v) in coordinate [L = j] from global to shared\n"
 SCHEDULE = PROGRAMS[REF].rstrip().split("\n")[-1]
 TILES = "Tile BM in {64, 128}, BN in {32, 64, 128}"
 
@@ -229,6 +230,11 @@ MUTANTS = [
     mutant("TL704", REF, TILES, "Tile BM in {256, 512}, BN = 256", line="Copy Q", target="t4"),
     mutant("TL702", REF, TILES, "Tile BM = 256, BN = 128", SCHEDULE, "Schedule warps 4", line="Allocate m", target="h100"),
     mutant("TL703", REF, TILES, "Tile BM = 24, BN = 64", line="GEMM Q", target="a100"),
+    mutant("TL705", REF, TILES, "Tile BM = 128, BN = 128", SCHEDULE, "Schedule consumers 2, stages 8", line="Schedule", target="h100"),
+    mutant("TL706", REF, TILES, "Tile BM = 192, BN = 128", SCHEDULE, "Schedule consumers 3, stages 2", line="Schedule", target="h100"),
+    mutant("TL706", REF, TILES, "Tile BM = 192, BN = 64", SCHEDULE, "Schedule consumers 3, registers 240", line="Schedule", target="h100"),
+    mutant("TL707", REF, TILES, "Tile BM = 128, BN = 72", SCHEDULE, "Schedule consumers 2, stages 2", line="GEMM S, V", target="h100"),
+    mutant("TL707", REF, TILES, "Tile BM = 128, BN = 320", SCHEDULE, "Schedule consumers 2, stages 1", line="GEMM Q, K^T", target="h100"),
     # --- types
     mutant("TL801", REF, "Allocate S in register (BM, BN)", "Allocate S in register (BM, BN) bf16", line="Allocate S", target="t4"),
     mutant("TL801", REF, "Kernel", "Kernel", line="Kernel", target="t4", dtype="bf16"),
@@ -246,6 +252,18 @@ MUTANTS = [
     mutant("TL903", REF, SCHEDULE, "Schedule producer 1, consumers 2", COPY_K, COPY_K + "    Compute Multiply K, scale and get new K\n", SCALE, "", line="Multiply K"),
     mutant("TL904", REF, SCHEDULE, "Schedule warp 8", line="Schedule"),
     mutant("TL904", REF, SCHEDULE, "Schedule warps 7", line="Schedule"),
+    mutant("TL904", REF, SCHEDULE, "Schedule consumers 2, registers 100", line="Schedule"),
+    mutant("TL904", REF, SCHEDULE, "Schedule consumers 2, registers 248", line="Schedule"),
+    mutant("TL904", REF, SCHEDULE, "Schedule consumers 5", line="Schedule"),
+    mutant("TL904", REF, SCHEDULE, "Schedule persistent sometimes", line="Schedule"),
+    mutant("TL904", REF, SCHEDULE, "Schedule heads many", line="Schedule"),
+    mutant("TL905", REF, COPY_V, "", COPY_K, COPY_V + COPY_K, SCHEDULE, "Schedule consumers 2, stages 1, overlap", line="Schedule", target="h100"),
+    mutant("TL906", REF, "Allocate S in", "Allocate K2 in shared (BN, dim)\nAllocate S in", SCALE, "", "    Compute GEMM Q, K^T", "    Compute Multiply K, scale and get K2\n    Compute GEMM Q, K2^T", SCHEDULE, "Schedule consumers 2, stages 2", line="Schedule", target="h100"),
+    mutant("TL907", REF, SCHEDULE, "Schedule consumers 1, pingpong", line="Schedule"),
+    mutant("TL907", FULL, "stages in {2, 3}", "stages in {2, 3}, order longest_first", line="Schedule"),
+    mutant("TL907", REF, SCHEDULE, "Schedule overlap", COPY_K, COPY_K + "    Compute Multiply K, scale and get new K\n", SCALE, "", line="Schedule"),
+    mutant("TL908", REF, SCHEDULE, "Schedule consumers 3", line="Schedule"),
+    mutant("TL908", REF, TILES, "Tile BM = 64, BN = 64", SCHEDULE, "Schedule producer 1", line="Schedule"),
 ]  # fmt: skip
 
 
@@ -303,7 +321,7 @@ def test_nothing_is_found_in_an_unusual_program(name):
 
 
 def test_every_code_has_its_mutant():
-    later = {"TL004", "TL005", "TL204"}  # notes, and what only a compiler's layouts can tell
+    later = {"TL004", "TL005", "TL708", "TL204"}  # notes, and what only a compiler's layouts can tell
     assert {m.code for m in MUTANTS} == set(CODES) - later
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from harness.targets import Target
 from harness.tl import ir
+from harness.tl.channels import BYTES
 from harness.tl.diagnostics import Finding, Severity, finding
 from harness.tl.evaluate import evaluate
 from harness.tl.problem import TaskLike, all_workloads, scalars
 from harness.tl.syntax import Level, Pos
 
-BYTES = {"fp8": 1, "fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4, "int32": 4, "fp64": 8}
 MOST_REGISTERS = 255  # of one thread
 REGISTER_FILE = 65_536  # 32-bit registers of one multiprocessor
 _USUAL_WARPS = 8
@@ -48,14 +48,14 @@ class Demand:
 
     def __init__(self, program: ir.Program, dtype: str) -> None:
         self.width = BYTES.get(dtype, 2)
-        self.kernels = [_Kernel(k) for k in program.kernels]
+        self.kernels = [KernelTiles(k) for k in program.kernels]
         self._sizes: dict[tuple[int, tuple[object, ...]], tuple[list[tuple[str, int, bool]], int]] = {}
 
     def of(self, choice: Mapping[str, object]) -> Load:
         """The largest demand of any kernel; `choice`: tile parameters, sizes, warps and stages."""
         return max((self._of(k, choice) for k in self.kernels), key=lambda d: d.shared_bytes)
 
-    def _of(self, kernel: _Kernel, choice: Mapping[str, object]) -> Load:
+    def _of(self, kernel: KernelTiles, choice: Mapping[str, object]) -> Load:
         stages, warps = (
             _int(choice.get(key), usual) for key, usual in (("stages", 1), ("warps", _USUAL_WARPS))
         )
@@ -74,7 +74,7 @@ class Demand:
         return Load(parts, -(-known[1] // threads), min(MOST_REGISTERS, REGISTER_FILE // threads))
 
 
-class _Kernel:
+class KernelTiles:
     """The tiles of a kernel by where and how they are kept."""
 
     def __init__(self, kernel: ir.Kernel) -> None:
@@ -153,7 +153,7 @@ def check_capacity(
     if not target.is_gpu or target.smem_per_block is None:
         return []
     demand = Demand(program, dtype)
-    found = _instruction(program, task, target)
+    found = check_instruction(program, task, target)
     fits, all_dropped, dropped = False, [], 0
     total = 0
     least: Load | None = None
@@ -224,7 +224,7 @@ def _fits_unstaged(program: ir.Program, task: TaskLike, target: Target, demand: 
     return any(demand.of({**s, **c, "stages": 1}).shared_bytes <= limit for s, c in pairs)
 
 
-def _instruction(program: ir.Program, task: TaskLike, target: Target) -> list[Finding]:
+def check_instruction(program: ir.Program, task: TaskLike, target: Target) -> list[Finding]:
     """TL703: sizes of a product that tile parameters or numbers give."""
     given = {name for name, _ in program.parameters}
     values: dict[str, object] = {}

@@ -11,11 +11,12 @@ from harness.tl.aliases import nearest
 from harness.tl.checks.capacity import Demand, choices, shapes
 from harness.tl.diagnostics import Finding, Severity, finding
 from harness.tl.problem import TaskLike
+from harness.tl.schedule import GRIDS, ROLE_KEYS
 from harness.tl.syntax import Level, Pos
 
 Value = int | str
+Given = dict[str, tuple[Pos, tuple[Value, ...]]]  # key -> where its statement stands, its values
 _ORDERS = ("longest_first", "linear")
-_ROLES = ("producer", "consumers", "pingpong", "registers")  # need sm_90: warps with registers of their own
 _MOST_POINTS = 256
 
 
@@ -31,26 +32,36 @@ def _flag(value: Value) -> bool:
 KEYS: dict[str, tuple[str, Callable[[Value], bool]]] = {
     "warps": ("1, 2, 4, 8, 12 or 16", lambda v: v in (1, 2, 4, 8, 12, 16)),
     "stages": ("1 to 8", _whole(1, 8)),
-    "persistent": ("true or false", _flag),
+    "persistent": ("true, false, static or dynamic", lambda v: _flag(v) or v in GRIDS[1:]),
     "order": (" or ".join(_ORDERS), lambda v: v in _ORDERS),
     "producer": ("a number of warps, 1 to 4", lambda v: v == "true" or _whole(1, 4)(v)),
     "consumers": ("a number of warpgroups, 1 to 4", _whole(1, 4)),
     "overlap": ("true or false", _flag),
     "pingpong": ("true or false", _flag),
-    "registers": ("registers a thread, 24 to 255", _whole(24, 255)),
+    "heads": ("a number of heads, 0 to 4096", _whole(0, 4096)),
+    "registers": (
+        "a multiple of 8 from 24 to 240",
+        lambda v: isinstance(v, int) and 24 <= v <= 240 and v % 8 == 0,
+    ),
     "split_kv": ("a number of parts, 1 to 256", _whole(1, 256)),
 }
+
+
+def keys_of(tree: syntax.Program) -> Given:
+    """The keys that the text gives, each with the statement that has the last word."""
+    return {
+        key: (st.pos, values)
+        for kernel in tree.kernels
+        for st in syntax.statements(kernel.body)
+        if isinstance(st, syntax.Schedule)
+        for key, values in st.items
+    }
 
 
 def check_schedule(program: ir.Program, tree: syntax.Program, target: Target | None) -> list[Finding]:
     """What is wrong with the keys and values, and with roles; with a target, what it cannot do."""
     found = []
-    given: dict[str, tuple[Pos, tuple[Value, ...]]] = {}
-    for kernel in tree.kernels:
-        for st in syntax.statements(kernel.body):
-            if isinstance(st, syntax.Schedule):
-                for key, values in st.items:
-                    given[key] = (st.pos, values)
+    given = keys_of(tree)
     for key, (pos, values) in given.items():
         if key not in KEYS:
             found.append(
@@ -90,7 +101,7 @@ def _feature(key: str, values: tuple[Value, ...], pos: Pos, target: Target) -> l
             words = ", ".join(map(str, more))
             text = f"{target.name} ({target.arch}) has no asynchronous copy for stages {words}"
             return [finding("TL901", pos, text, "stages 1, or a target from sm_80 on", severity)]
-    if key in _ROLES and has < (9, 0) and on:
+    if key in ROLE_KEYS and has < (9, 0) and on:
         return [
             finding(
                 "TL901",
@@ -102,7 +113,7 @@ def _feature(key: str, values: tuple[Value, ...], pos: Pos, target: Target) -> l
     return []
 
 
-def _waits(program: ir.Program, given: dict[str, tuple[Pos, tuple[Value, ...]]]) -> list[Finding]:
+def _waits(program: ir.Program, given: Given) -> list[Finding]:
     """TL903: a producer that has nothing to send, or that would wait for those who wait for it."""
     roles = [
         pos
@@ -182,15 +193,7 @@ def check_stages(
         return []
     if 1 not in fits:
         return []
-    pos = next(
-        (
-            st.pos
-            for k in tree.kernels
-            for st in syntax.statements(k.body)
-            if isinstance(st, syntax.Schedule) and "stages" in dict(st.items)
-        ),
-        Pos(1, 1),
-    )
+    pos, _ = keys_of(tree).get("stages", (Pos(1, 1), ()))
     others = [v for v in dict(program.schedule).get("stages", ()) if v in fits or v == 1]
     found = []
     for stages in wanted:
