@@ -1,0 +1,115 @@
+"""Owns whether a loop's rounds may run in any order, and whether one may be left out where its masks keep nothing.
+
+Both hold for every online softmax, however it is spelled out, and for hardly anything else. The language's
+interpreter is asked: the loop is rewritten and must give the same result on small shapes, else it stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness.tl import ir
+from harness.tl.evaluate import op
+from harness.tl.interpret import InterpretError, interpret
+from harness.tl.lower.gluon_view import rewritten, view, with_symbols
+from harness.tl.problem import TaskLike, WorkloadLike, all_workloads
+
+_SHAPES = ((19, 37), (37, 19))
+_TILE = 16
+_CLOSE = 1e-4
+_NEVER = ir.Op("lt", (ir.Const(1), ir.Const(0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Freedom:
+    """Of all loops of a kernel: `order`: rounds may run backwards; `skip`: fully masked ones may be left out."""
+
+    order: bool
+    skip: bool
+
+
+# By identity, since hashing a program costs more than asking for it: the last one asked about.
+_LAST: list[tuple[ir.Program, int, TaskLike, Freedom]] = []
+
+
+def freedom(program: ir.Program, number: int, task: TaskLike) -> Freedom:
+    """What may be done to the loops of the program's kernel of that number."""
+    if _LAST and _LAST[0][0] is program and _LAST[0][1] == number and _LAST[0][2] is task:
+        return _LAST[0][3]
+    found = _freedom(program, number, task)
+    _LAST[:] = [(program, number, task, found)]
+    return found
+
+
+def _freedom(program: ir.Program, number: int, task: TaskLike) -> Freedom:
+    trials = [(w, _inputs(task, w)) for w in _workloads(task)]
+    if not trials:
+        return Freedom(False, False)
+
+    def results(rewrite: Callable[[ir.Node], ir.Node]) -> list[torch.Tensor] | None:
+        kernel = view(program.kernels[number]).whole
+        changed = replace(kernel, body=tuple(rewrite(n) for n in kernel.body))
+        kernels = (*program.kernels[:number], changed, *program.kernels[number + 1 :])
+        other = replace(program, kernels=kernels)
+        tiles = {name: _TILE for name, choices in program.parameters if len(choices) > 1}
+        try:
+            runs = [interpret(other, task, w, given, tiles) for w, given in trials]
+        except InterpretError:
+            return None
+        return [t for run in runs for t in run.outputs.values()]
+
+    expected = results(lambda n: n)
+
+    def same(rewrite: Callable[[ir.Node], ir.Node]) -> bool:
+        found = results(rewrite) if expected is not None else None
+        return found is not None and expected is not None and all(
+            torch.allclose(a.float(), b.float(), rtol=_CLOSE, atol=_CLOSE)
+            for a, b in zip(found, expected, strict=True)
+        )  # fmt: skip
+
+    return Freedom(same(_backwards), same(_with_dead_rounds))
+
+
+def _backwards(node: ir.Node) -> ir.Node:
+    match node:
+        case ir.For(var=var, start=start, stop=stop):
+            mirrored = op("sub", op("sub", op("add", start, stop), ir.Const(1)), ir.Sym(var))
+            values = {var: mirrored}
+            body = (rewritten(n, lambda t: t, lambda e: with_symbols(e, values)) for n in node.body)
+            return replace(node, body=tuple(body))
+    return node
+
+
+def _with_dead_rounds(node: ir.Node) -> ir.Node:
+    """Every round between two copies in which no mask holds anywhere."""
+    match node:
+        case ir.For(body=body):
+            dead = tuple(replace(n, cond=_NEVER) if isinstance(n, ir.Mask) else n for n in body)
+            return replace(node, body=(*dead, *body, *dead))
+    return node
+
+
+def _workloads(task: TaskLike) -> list[WorkloadLike]:
+    known = all_workloads(task)
+    if not known:
+        return []
+    like = known[0]
+    kv = 1 if like.sizes["kv_heads"] < like.sizes["heads"] else 2
+    small: dict[str, object] = {"batch": 1, "heads": 2, "kv_heads": kv, "dtype": "fp32"}
+    if like.params:
+        small["parameters"] = tuple(
+            (name, 9 if isinstance(value, int) else value) for name, value in like.params.items()
+        )
+    return [like.with_(**small, seq_q=q, seq_k=k) for q, k in _SHAPES]
+
+
+def _inputs(task: TaskLike, w: WorkloadLike) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        t.name: torch.randn([w.sizes[a] for a in t.axes], generator=generator)
+        for t in task.tensors
+        if t.role == "input"
+    }
