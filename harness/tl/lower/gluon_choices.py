@@ -149,7 +149,7 @@ def _default(program: ir.Program, dim: int) -> dict[str, int]:
     rows = rows_of(program)
     wanted = (3, 2, 1) if dim <= 64 else (2, 1)
     choice: dict[str, int] = {}
-    for size, consumers, stages in itertools.product((128, 64, 32, 16), wanted, (2, 1)):
+    for stages, consumers, size in itertools.product((2, 1), wanted, (128, 64, 32, 16)):
         tiles = {
             n: size for n, choices in program.parameters if ir.Sym(n) != rows and len(choices) > 1
         }
