@@ -7,7 +7,7 @@ program takes slices of them, or where their number is far from a power of two: 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.tl import ir
 from harness.tl.evaluate import evaluate
@@ -23,10 +23,11 @@ ZERO = ir.Const(0)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Columns [start, start + width) of a tile; `suffix` names what belongs to it."""
+    """Columns [start, stop) of a tile, as many as `width`; `suffix` names what belongs to it."""
 
     suffix: str
     start: ir.Expr
+    stop: ir.Expr
     width: ir.Expr
 
 
@@ -79,12 +80,18 @@ def channels(view: View, task: TaskLike) -> dict[ir.Tile, Channel]:
             name += "_"
         names[tile] = name
     cuts = _cuts(kernel, loaded, task)
-    return {
+    made = {
         tile: Channel(
             names[tile], tile, tile.key in view.grouped, tile in looped, _pieces(tile, cuts[tile])
         )
         for tile in loaded
     }
+    operands = [o for n in ir.nodes(kernel.body) if isinstance(n, ir.Gemm) for o in (n.a, n.b)]
+    for tile, channel in made.items():
+        if len(channel.pieces) > 1:  # columns that no product takes need no place
+            used = {p for o in operands if o.tile == tile for p in taken(channel, o.columns)}
+            made[tile] = replace(channel, pieces=tuple(p for p in channel.pieces if p in used))
+    return made
 
 
 def _check(load: ir.Load, task: TaskLike) -> None:
@@ -157,7 +164,7 @@ def _ordered(
 
 def _pieces(tile: ir.Tile, cuts: tuple[ir.Expr, ...]) -> tuple[Piece, ...]:
     if len(cuts) == 2:
-        return (Piece("", ZERO, tile.shape[1]),)
+        return (Piece("", ZERO, cuts[1], cuts[1]),)
     out = []
     for n, (start, stop) in enumerate(zip(cuts, cuts[1:])):
         width: ir.Expr = ir.Op("sub", (stop, start)) if start != ZERO else stop
@@ -165,7 +172,7 @@ def _pieces(tile: ir.Tile, cuts: tuple[ir.Expr, ...]) -> tuple[Piece, ...]:
             width = ir.Const(stop.value - start.value)
         if isinstance(start, ir.Sym) and start.name.endswith("_1"):  # cut by us, not by the program
             width = ir.Sym(f"{start.name.removesuffix('_1')}_2")
-        out.append(Piece(str(n + 1), start, width))
+        out.append(Piece(str(n + 1), start, stop, width))
     return tuple(out)
 
 
@@ -173,7 +180,5 @@ def taken(channel: Channel, columns: tuple[ir.Expr, ir.Expr] | None) -> tuple[Pi
     """The pieces that hold these columns of the tile; all where there is no slice."""
     if columns is None:
         return channel.pieces
-    starts = [p.start for p in channel.pieces]
-    first = starts.index(columns[0])
-    stops = [*starts[1:], channel.tile.shape[1]]
-    return channel.pieces[first : stops.index(columns[1], first) + 1]
+    first = [p.start for p in channel.pieces].index(columns[0])
+    return channel.pieces[first : [p.stop for p in channel.pieces].index(columns[1]) + 1]
