@@ -129,13 +129,14 @@ ROUNDS = '''
 
 @lru_cache(maxsize=4096)
 def _{name}({parameters}) -> tuple[bool, bool, bool, bool]:
-    """Of the loop over `{var}`, for all tiles: whether none is without rounds; whether some rows skip rounds that
-    others of their tile need; whether rounds with a mask follow the first before those without; or after."""
+    """Of the loop over `{var}`, for all tiles: whether none is without rounds; whether some groups of rows skip rounds
+    that others of their tile need; whether rounds with a mask follow the first before those without; or after."""
     some, skips, later, last_masked = True, False, False, False
     for {row} in range({count}):
         {var}_start, {var}_stop = {start}, {stop}
         for group_row in range(0, {rows}, 64):
-            {var}_first, {var}_last = {first}, {last}
+            {var}_first = {first}
+            {var}_last = {last}
             {var}_low = {low}
             {var}_high = {high}
             some &= {var}_first < {var}_last

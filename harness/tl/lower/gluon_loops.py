@@ -15,6 +15,7 @@ from harness.tl.lower.lowered import LowerError
 class ConsumerText(GluonText):
     """Writes all of a consumer's work on a tile."""
 
+    first_row: ir.Expr = ir.Const(0)  # of the group
     freedom: Freedom = field(default=Freedom(False, False))
     overlaps: frozenset[int] = frozenset({0, 1})  # values of the choices
     loops: list[Rounds] = field(default_factory=list)
@@ -56,7 +57,7 @@ class ConsumerText(GluonText):
         rounds = next((r for r in self.loops if r.loop == node), None)
         if rounds is None:
             number = sum(r.loop.var == node.var for r in self.loops)
-            rounds = Rounds.of(node, number, self.freedom)
+            rounds = Rounds.of(node, number, self.first_row, self.freedom)
             self.loops.append(rounds)
         cut = overlap(node) if 1 in self.overlaps else None
         index, v, was = self.values.index, node.var, self._masked
@@ -81,11 +82,9 @@ class ConsumerText(GluonText):
 
     def _skip(self, rounds: Rounds, node: ir.For, when: str, cut: Overlap | None) -> None:
         """Rounds that this group has nothing to do in: their tiles go by."""
-        if rounds.needed is None:
-            return
         v = node.var
         early = (when == "before") != rounds.backwards
-        if not (rounds.needed.lows if early else rounds.needed.highs):
+        if not rounds.skips or (early and (rounds.needed is None or not rounds.needed.lows)):
             return
         span = f"{v}_first - {v}_start" if early else f"{v}_stop - {v}_last"
         loads = [n.tile for n in node.body if isinstance(n, ir.Load)]

@@ -16,7 +16,7 @@ from harness.tl.lower.peel import Peeled, alive, peel
 
 FLAGS = {
     "SOME": "no tile is without rounds",
-    "SKIPS": "some rows skip rounds that other rows of their tile need",
+    "SKIPS": "some group of rows skips rounds that others of its tile need",
     "LATER": "more rounds than the first have a mask before those without",
     "LAST": "rounds with a mask follow those without",
 }
@@ -28,16 +28,19 @@ class Rounds:
 
     loop: ir.For
     number: int  # of the loop in its kernel
+    row: ir.Expr  # the group's first; groups past the last row have no rounds
+    skips: bool  # whether a group can let rounds go by, for which it must know what they load
     backwards: bool
     needed: Peeled | None
     whole: Peeled | None
 
     @classmethod
-    def of(cls, loop: ir.For, number: int, freedom: Freedom) -> Rounds:
-        needed = alive(loop) if freedom.skip else None
+    def of(cls, loop: ir.For, number: int, row: ir.Expr, freedom: Freedom) -> Rounds:
+        skips = all(n in loop.body for n in ir.nodes(loop.body) if isinstance(n, ir.Load))
+        needed = alive(loop) if freedom.skip and skips else None
         if needed is not None and not (needed.lows or needed.highs):
             needed = None
-        return cls(loop, number, freedom.order, needed, peel(loop))
+        return cls(loop, number, row, skips, freedom.order, needed, peel(loop))
 
     def flag(self, name: str) -> str:
         """The constexpr of that meaning for this loop."""
@@ -55,7 +58,11 @@ class Rounds:
         """On the loop variable: the first needed, one past the last needed, then the same for those without mask."""
         start, stop = ir.Sym(f"{self.loop.var}_start"), ir.Sym(f"{self.loop.var}_stop")
         first, last = _within(self.needed, start, stop)
+        seq = ir.Sym("seq_q")
+        lives = op("ceildiv", op("max", ir.Const(0), op("sub", seq, self.row)), seq)  # 1, or 0 past the last row
         a, b = ir.Sym(f"{self.loop.var}_first"), ir.Sym(f"{self.loop.var}_last")
+        most = op("mul", lives, op("max", ir.Const(0), op("sub", stop, a)))
+        last = op("min", last, op("add", a, most)) if self.skips else last
         if self.whole is None:
             return first, last, b, b
         low = op("min", op("max", a, *self.whole.lows), b) if self.whole.lows else a
