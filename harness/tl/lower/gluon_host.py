@@ -295,5 +295,4 @@ def _operands(kernel: Kernel, task: TaskLike) -> list[list[str]]:
     ]
 
 
-def words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text))
+
