@@ -31,7 +31,11 @@ from harness.tl.lower.triton import lower_triton
 from tasks import Task, Workload
 
 _REGISTERS = 200  # of f32 tiles a thread; past that every choice seen spilled
-_COMPILERS = {"triton": lower_triton, "cuda": lower_cute, "gluon": lower_gluon}  # whose candidates take a table of choices
+_COMPILERS = {
+    "triton": lower_triton,
+    "cuda": lower_cute,
+    "gluon": lower_gluon,
+}  # whose candidates take a table of choices
 TUNABLE = tuple(_COMPILERS)
 _RETRIED = 3  # choices timed once more, longer, before one is taken
 

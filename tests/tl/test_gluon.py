@@ -26,7 +26,7 @@ from tests.tl.gluon_emulator import Deadlock, Device
 from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape, text_of
 
 TASKS = ("mha", "mha_causal", "gqa_causal", "mqa_causal", "mla_prefill", "sliding_window", "softcap", "cross")
-SHAPES = ((130, 333), (333, 130), (256, 256))  # tails and offsets both ways, one that tiles divide
+SHAPES = ((130, 203), (203, 130), (128, 128))  # tails and offsets both ways, one that tiles divide
 LENIENT = {entry.name: entry for entry in corpus("lenient")}
 # The form of a program that is no plain loop of two products: branches, two loops, slices, a step, copies.
 ODD = ("07", "08", "11", "15", "16", "17", "19", "20", "23", "28")
@@ -77,7 +77,7 @@ SCHEDULES = [
 def test_no_schedule_changes_the_result(name: str, schedule: dict[str, int]) -> None:
     task, prog = program("reference", name)
     dtype = "bf16" if schedule["consumers"] == 2 else "fp16"
-    gaps = emulated(task, prog, schedule, SHAPES[:2], dtype)
+    gaps = emulated(task, prog, schedule, SHAPES[:1], dtype)
     assert max(gaps) < TOLERANCE[dtype], gaps
 
 
@@ -98,7 +98,9 @@ def test_programs_of_other_forms_work_too(name: str) -> None:
 def test_any_number_of_blocks_works_off_the_tiles() -> None:
     task, prog = program("reference", "mha_causal")
     for processors, grid in itertools.product((1, 2, 7, 1000), (1, 2)):
-        gaps = emulated(task, prog, {"consumers": 1, "BN": 64, "persistent": grid}, ((200, 200),), "fp16", processors)
+        gaps = emulated(
+            task, prog, {"consumers": 1, "BN": 64, "persistent": grid}, ((150, 100),), "fp16", processors
+        )
         assert max(gaps) < TOLERANCE["fp16"]
 
 
@@ -106,11 +108,13 @@ def test_the_emulator_notices_a_kernel_that_would_hang(monkeypatch: pytest.Monke
     monkeypatch.setattr("tests.tl.gluon_emulator.PATIENCE", 0.3)
     task, prog = program("reference", "mha")
     source = lower_gluon(prog, task, choice={"consumers": 1, "BN": 64}).files["attention.py"]
-    broken = source.replace("mbarrier.arrive(V_empty.index(V_place), count=1)", "pass", 1)
+    broken = source.replace("mbarrier.arrive(V_empty.index(V_place), count=1)", "pass")
     w = shape(task, 64, 512, "fp16")
     module = Device().module(broken)
     with pytest.raises(Deadlock):
-        module.attention(**inputs(task, w), out=torch.empty(task.outputs[0].shape(w)).half(), **task.scalars(w))
+        module.attention(
+            **inputs(task, w), out=torch.empty(task.outputs[0].shape(w)).half(), **task.scalars(w)
+        )
 
 
 # --- the text ---------------------------------------------------------------------------------------
@@ -187,7 +191,9 @@ def test_a_window_has_masks_on_both_sides_and_a_causal_mask_on_one() -> None:
 
 def test_rounds_run_backwards_only_where_their_order_is_free() -> None:
     task = find("mha")
-    text = text_of("primitive", "mha").replace("Compute l = l * alpha + row_sum", "Compute l = l * 0.5 + row_sum")
+    text = text_of("primitive", "mha").replace(
+        "Compute l = l * alpha + row_sum", "Compute l = l * 0.5 + row_sum"
+    )
     source = lower_gluon(resolve(parse(text), task), task).files["attention.py"]
     assert "j_first + j_round" in source and "j_last - 1 - j_round" not in source
 
@@ -198,7 +204,12 @@ def test_rounds_run_backwards_only_where_their_order_is_free() -> None:
 def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
     _, prog = program("reference", "mha_causal")
     rows = {row.dim: dict(row.choice) for row in default_table(prog)}
-    assert (rows[128]["BM"], rows[128]["BN"], rows[128]["consumers"], rows[128]["pingpong"]) == (128, 128, 2, 0)
+    assert (rows[128]["BM"], rows[128]["BN"], rows[128]["consumers"], rows[128]["pingpong"]) == (
+        128,
+        128,
+        2,
+        0,
+    )
     assert (rows[64]["BM"], rows[64]["BN"], rows[64]["consumers"], rows[64]["pingpong"]) == (192, 128, 3, 1)
     for dim, row in rows.items():
         assert shared_bytes(prog, row, dim, 128 if dim == 192 else dim) <= LIMIT
@@ -270,7 +281,9 @@ def test_a_kernel_compiles_for_hopper_without_spills_in_its_loops(name: str, dim
     w = shape(task, 4096, 4096, "fp16", heads=16).with_(dim=dim, dim_v=min(dim, 128))
     (kernel,) = compile_for_hopper(lower_gluon(prog, task), task, w)
     assert "wgmma.mma_async" in kernel.ptx and "cp.async.bulk.tensor" in kernel.ptx
-    assert kernel.spill_bytes <= (32 if name == "mla_prefill" else 0)  # of whole numbers, outside of the loops
+    assert kernel.spill_bytes <= (
+        32 if name == "mla_prefill" else 0
+    )  # of whole numbers, outside of the loops
     assert kernel.shared_bytes <= LIMIT
     found = kernel.opcodes()
     assert not found or (found["HGMMA"] and found["USETMAXREG"])

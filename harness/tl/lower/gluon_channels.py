@@ -81,9 +81,7 @@ def channels(view: View, task: TaskLike) -> dict[ir.Tile, Channel]:
         names[tile] = name
     cuts = _cuts(kernel, loaded, task)
     made = {
-        tile: Channel(
-            names[tile], tile, tile.key in view.grouped, tile in looped, _pieces(tile, cuts[tile])
-        )
+        tile: Channel(names[tile], tile, tile.key in view.grouped, tile in looped, _pieces(tile, cuts[tile]))
         for tile in loaded
     }
     operands = [o for n in ir.nodes(kernel.body) if isinstance(n, ir.Gemm) for o in (n.a, n.b)]
@@ -117,9 +115,7 @@ def _check(load: ir.Load, task: TaskLike) -> None:
 # --- pieces -----------------------------------------------------------------------------------------
 
 
-def _cuts(
-    kernel: ir.Kernel, loaded: Iterable[ir.Tile], task: TaskLike
-) -> dict[ir.Tile, tuple[ir.Expr, ...]]:
+def _cuts(kernel: ir.Kernel, loaded: Iterable[ir.Tile], task: TaskLike) -> dict[ir.Tile, tuple[ir.Expr, ...]]:
     """Where each tile's columns are cut, its two ends included; both operands of a product alike."""
     found: dict[ir.Tile, dict[ir.Expr, None]] = {t: {} for t in loaded}
     products = [n for n in ir.nodes(kernel.body) if isinstance(n, ir.Gemm)]
@@ -146,9 +142,7 @@ def _uneven(width: ir.Sym, task: TaskLike) -> bool:
     return any(n > 32 and n & (n - 1) and 4 * n <= 3 * (1 << n.bit_length()) for n in sizes)
 
 
-def _ordered(
-    tile: ir.Tile, cuts: Iterable[ir.Expr], samples: list[dict[str, int]]
-) -> tuple[ir.Expr, ...]:
+def _ordered(tile: ir.Tile, cuts: Iterable[ir.Expr], samples: list[dict[str, int]]) -> tuple[ir.Expr, ...]:
     ends = [ZERO, *(c for c in dict.fromkeys(cuts) if c not in (ZERO, tile.shape[1])), tile.shape[1]]
     if len(ends) <= 3:
         return tuple(ends)

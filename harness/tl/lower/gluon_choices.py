@@ -17,7 +17,11 @@ from harness.tl.syntax import Level
 
 DIMS = (64, 128, 192, 256)  # head dimensions that a default table has rows for
 CONSUMERS = (1, 2, 3)
-REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 32)}  # of a consumer's thread and of the producer's, by consumers
+REGISTERS = {
+    1: (240, 24),
+    2: (240, 24),
+    3: (160, 32),
+}  # of a consumer's thread and of the producer's, by consumers
 LIMIT = 227 << 10  # bytes of shared memory of a block on Hopper
 _KEYS = tuple(field.name for field in fields(Schedule))
 _BARRIERS = 1 << 10  # room for barriers
@@ -27,11 +31,15 @@ def rows_of(program: ir.Program) -> ir.Expr:
     """The tile parameter, or the number, that counts a block's query rows; the same in all kernels."""
     found = {view(kernel).rows for kernel in program.kernels}
     if len(found) != 1:
-        raise LowerError("the program's kernels have tiles of different query rows", None, "give them one parameter")
+        raise LowerError(
+            "the program's kernels have tiles of different query rows", None, "give them one parameter"
+        )
     return found.pop()
 
 
-def complete(program: ir.Program, choice: Mapping[str, int], row: Mapping[str, int] | None = None) -> dict[str, int]:
+def complete(
+    program: ir.Program, choice: Mapping[str, int], row: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """The choice with defaults for what it leaves open: those of `row`, the program's schedule, the type's."""
     rows = rows_of(program)
     given = {key: value for key, value in choice.items() if key in _KEYS}
@@ -45,11 +53,15 @@ def complete(program: ir.Program, choice: Mapping[str, int], row: Mapping[str, i
         if size % ROWS or not size:
             raise LowerError(f"tiles of {size} query rows: warpgroups compute {ROWS} rows each")
         if "consumers" in given and given["consumers"] * ROWS != size:
-            raise LowerError(f"{given['consumers']} consumers compute {given['consumers'] * ROWS} rows, not {size}")
+            raise LowerError(
+                f"{given['consumers']} consumers compute {given['consumers'] * ROWS} rows, not {size}"
+            )
         schedule = replace(schedule, consumers=int(size) // ROWS)
     if isinstance(rows, ir.Sym):
         if choice.get(rows.name, schedule.rows) != schedule.rows:
-            raise LowerError(f"{schedule.consumers} consumers compute {schedule.rows} rows, not {choice[rows.name]}")
+            raise LowerError(
+                f"{schedule.consumers} consumers compute {schedule.rows} rows, not {choice[rows.name]}"
+            )
         tiles[rows.name] = schedule.rows
     if schedule.consumers == 1 or not schedule.overlap:
         schedule = replace(schedule, pingpong=0)
@@ -116,8 +128,12 @@ def space(program: ir.Program) -> Iterator[dict[str, int]]:
     rows = rows_of(program)
     others = [n for n, _ in program.parameters if ir.Sym(n) != rows]
     seen: set[tuple[tuple[str, int], ...]] = set()
-    for consumers, size, stages, pingpong, grid in itertools.product(CONSUMERS, (128, 64), (2, 3), (0, 1), (2, 0)):
-        tiles = {n: size if len(choices) > 1 else choices[0] for n, choices in program.parameters if n in others}
+    for consumers, size, stages, pingpong, grid in itertools.product(
+        CONSUMERS, (128, 64), (2, 3), (0, 1), (2, 0)
+    ):
+        tiles = {
+            n: size if len(choices) > 1 else choices[0] for n, choices in program.parameters if n in others
+        }
         asked = {**tiles, "consumers": consumers, "stages": stages, "pingpong": pingpong, "persistent": grid}
         try:
             full = complete(program, asked)
@@ -150,10 +166,14 @@ def _default(program: ir.Program, dim: int) -> dict[str, int]:
     wanted = (3, 2, 1) if dim <= 64 else (2, 1)
     choice: dict[str, int] = {}
     for stages, consumers, size in itertools.product((2, 1), wanted, (128, 64, 32, 16)):
-        tiles = {
-            n: size for n, choices in program.parameters if ir.Sym(n) != rows and len(choices) > 1
+        tiles = {n: size for n, choices in program.parameters if ir.Sym(n) != rows and len(choices) > 1}
+        row = {
+            **tiles,
+            "consumers": consumers,
+            "stages": stages,
+            "pingpong": int(consumers == 3),
+            "overlap": 1,
         }
-        row = {**tiles, "consumers": consumers, "stages": stages, "pingpong": int(consumers == 3), "overlap": 1}
         choice = complete(program, {}, row)
         if shared_bytes(program, choice, dim, dim_v) <= LIMIT:
             return choice

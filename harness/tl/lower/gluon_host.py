@@ -153,7 +153,13 @@ def host_side(program: ir.Program, task: TaskLike, kernels: Sequence[Kernel]) ->
     rounds = [(k, r) for k in kernels for r in k.text.loops]
     functions = "".join(_rounds(k, r, names, task) for k, r in rounds)
     lines = [line for kernel in kernels for line in _launch(kernel, program, task)]
-    return HOST + functions + "\n\n" + "\n".join([*declaration(task), *_opening(program, task, kernels), *lines]) + "\n"
+    return (
+        HOST
+        + functions
+        + "\n\n"
+        + "\n".join([*declaration(task), *_opening(program, task, kernels), *lines])
+        + "\n"
+    )
 
 
 def _opening(program: ir.Program, task: TaskLike, kernels: Sequence[Kernel]) -> list[str]:
@@ -198,7 +204,11 @@ def _function(kernel: Kernel, rounds: Rounds) -> str:
 def _known(kernel: Kernel, rounds: Rounds, names: Sequence[str], task: TaskLike) -> list[str] | None:
     """What the bounds depend on, beside the tile; None where the host cannot tell."""
     v = rounds.loop.var
-    local = {kernel.view.axis.name, "group_row", *(f"{v}_{end}" for end in ("start", "stop", "first", "last", "low"))}
+    local = {
+        kernel.view.axis.name,
+        "group_row",
+        *(f"{v}_{end}" for end in ("start", "stop", "first", "last", "low")),
+    }
     found = [rounds.loop.start, rounds.loop.stop, *rounds.bounds(), kernel.view.axis.extent, kernel.view.rows]
     symbols_ = {p.name for e in found for p in ir.walk(e) if isinstance(p, ir.Sym)} - local
     integers = {name for name, kind in symbols(task).items() if kind == "int"}
@@ -237,21 +247,33 @@ def _launch(kernel: Kernel, program: ir.Program, task: TaskLike) -> list[str]:
     if padded:
         calls = ", ".join(f"_padded({name})" for name in padded)
         lines.append(f"{', '.join(f'{name}_p' for name in padded)} = {calls}")
-    halved = [c.removesuffix("_1") for c in kernel.constants if c.endswith("_1") and c.removesuffix("_1") in SIZES]
+    halved = [
+        c.removesuffix("_1") for c in kernel.constants if c.endswith("_1") and c.removesuffix("_1") in SIZES
+    ]
     lines += [f"{name}_1, {name}_2 = _halves({name})" for name in halved]
     if text.factors:
         lines.append(f"fold = {' and '.join(f'{f} > 0' for f in text.factors.values())}")
-        lines += [f"{name} = {value} if fold else 1.0" for name, value in text.factors.items() if name in kernel.numbers]
+        lines += [
+            f"{name} = {value} if fold else 1.0"
+            for name, value in text.factors.items()
+            if name in kernel.numbers
+        ]
     for rounds in text.loops:
         if any(f in kernel.flags for f in _flags(rounds)):
             known = _known(kernel, rounds, names, task)
-            made = "False, True, True, True" if known is None else f"_{_function(kernel, rounds)}({', '.join(known)})"
+            made = (
+                "False, True, True, True"
+                if known is None
+                else f"_{_function(kernel, rounds)}({', '.join(known)})"
+            )
             lines.append(f"{', '.join(_flags(rounds))} = {made}")
     others = [a for a in kernel.view.whole.grid if a is not kernel.view.axis]
     lines.append(f"row_tiles = {python_text(kernel.view.axis.extent)}")
     lines.append(f"heads_in_all = {' * '.join(python_text(a.extent) for a in others) or '1'}")
     lines.append("tiles = row_tiles * heads_in_all")
-    lines.append(f"blocks = min(tiles, _processors({task.tensors[0].name}.device)) if choice.persistent else tiles")
+    lines.append(
+        f"blocks = min(tiles, _processors({task.tensors[0].name}.device)) if choice.persistent else tiles"
+    )
     lines.append(f"head_group = _head_group(heads_in_all, {_bytes_per_head(kernel, task)}, choice.heads)")
     lines.append(f"counter = _counter({task.tensors[0].name}.device)")
     for access in (*kernel.sources, *kernel.targets):
@@ -293,6 +315,3 @@ def _operands(kernel: Kernel, task: TaskLike) -> list[list[str]]:
         [f"{name}={given.get(name, name)}" for name in kernel.constants],
         ["num_warps=4"],
     ]
-
-
-

@@ -37,7 +37,9 @@ class Kernel:
 
     def __post_init__(self) -> None:
         self.accesses = Accesses(self.view.whole)
-        loops = ([n for n in ir.nodes(k.body) if isinstance(n, ir.For)] for k in (self.view.whole, self.view.group))
+        loops = (
+            [n for n in ir.nodes(k.body) if isinstance(n, ir.For)] for k in (self.view.whole, self.view.group)
+        )
         self._same = {id(whole): group for whole, group in zip(*loops, strict=True)}
         self.stem = self.text.function.removesuffix("_kernel")
         self.grows = grows(self.view.whole, self.view.axis.name)
@@ -146,8 +148,15 @@ class Kernel:
             lines.append(f"{channel.name}_full = barriers({channel.all_places}, 1)")
             arrivals = "1" if channel.grouped else "CONSUMERS"
             lines.append(f"{channel.name}_empty = barriers({channel.all_places}, {arrivals})")
-        lines.append("next_tile = gl.allocate_shared_memory(gl.int32, [1], gl.SwizzledSharedLayout(1, 1, 1, [0]))")
-        return [*lines, "next_full = barriers(1, 1)", "next_empty = barriers(1, CONSUMERS)", "fence_async_shared()"]
+        lines.append(
+            "next_tile = gl.allocate_shared_memory(gl.int32, [1], gl.SwizzledSharedLayout(1, 1, 1, [0]))"
+        )
+        return [
+            *lines,
+            "next_full = barriers(1, 1)",
+            "next_empty = barriers(1, CONSUMERS)",
+            "fence_async_shared()",
+        ]
 
     # --- a tile after the other ---
 

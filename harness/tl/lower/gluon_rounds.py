@@ -59,7 +59,9 @@ class Rounds:
         start, stop = ir.Sym(f"{self.loop.var}_start"), ir.Sym(f"{self.loop.var}_stop")
         first, last = _within(self.needed, start, stop)
         seq = ir.Sym("seq_q")
-        lives = op("ceildiv", op("max", ir.Const(0), op("sub", seq, self.row)), seq)  # 1, or 0 past the last row
+        lives = op(
+            "ceildiv", op("max", ir.Const(0), op("sub", seq, self.row)), seq
+        )  # 1, or 0 past the last row
         a, b = ir.Sym(f"{self.loop.var}_first"), ir.Sym(f"{self.loop.var}_last")
         most = op("mul", lives, op("max", ir.Const(0), op("sub", stop, a)))
         last = op("min", last, op("add", a, most)) if self.skips else last

@@ -93,7 +93,8 @@ class GluonText(KernelText):
         channel = self.channels[tile]
         if len(channel.pieces) != 1 or not channel.grouped:
             raise LowerError(
-                f"`{tile.name}` is computed on, which has Gluon code for whole tiles of query rows only", source
+                f"`{tile.name}` is computed on, which has Gluon code for whole tiles of query rows only",
+                source,
             )
         self.put(f"{self.values.names[tile]} = {self._in_place(channel, channel.pieces[0])}"
                  f".load({self.layout(tile.shape[1])})")  # fmt: skip
@@ -136,7 +137,9 @@ class GluonText(KernelText):
 
     # --- products ---
 
-    def _left(self, operand: ir.Operand, result: ir.Expr, axis: ir.Axis | None, source: Statement | None) -> str:
+    def _left(
+        self, operand: ir.Operand, result: ir.Expr, axis: ir.Axis | None, source: Statement | None
+    ) -> str:
         """Text of a left operand in registers, rounded, in the layout that products take it in."""
         values, tile = self.values, operand.tile
         if operand.transposed or operand.columns is not None:

@@ -90,9 +90,7 @@ def _counted(node: ir.Node) -> ir.Node:
             body = tuple(_renamed(n, {var: at}) for n in body)
             return replace(node, start=ir.Const(0), stop=rounds, step=ONE, body=body)
         case ir.If(then=then, otherwise=otherwise):
-            return replace(
-                node, then=tuple(map(_counted, then)), otherwise=tuple(map(_counted, otherwise))
-            )
+            return replace(node, then=tuple(map(_counted, then)), otherwise=tuple(map(_counted, otherwise)))
     return node
 
 
