@@ -73,7 +73,8 @@ def _triton(lowered: Lowered, task: Task, workload: Workload, target: Target | N
 def _gluon(lowered: Lowered, task: Task, workload: Workload) -> list[dict[str, Any]]:
     """For the one architecture that there is."""
     try:
-        from harness.tl.lower.gluon_aot import CompileError, compile_for_hopper
+        from harness.tl.lower.gluon_aot import compile_for_hopper
+        from harness.tl.lower.triton_aot import CompileError
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

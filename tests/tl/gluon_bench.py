@@ -111,7 +111,7 @@ def times(graphs: dict[str, torch.cuda.CUDAGraph], repeats: int) -> dict[str, fl
     marks: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in graphs}
     for _ in range(repeats):
         for name, graph in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             flush.zero_()
             begin.record()
             graph.replay()

@@ -246,7 +246,7 @@ class _Value(Tensor):
     """A tensor that knows it has a layout."""
 
     @property
-    def type(self) -> Any:  # type: ignore[override]
+    def type(self) -> Any:
         return SimpleNamespace(layout="layout")
 
 
@@ -272,7 +272,7 @@ def _pair(name: str, numbers: Callable[..., Any]) -> Callable[[Any, Any], Any]:
 
 def _product(a: Any, b: Memory, total: Tensor, use_acc: bool = True, is_async: bool = False) -> Tensor:
     left = a.data if isinstance(a, Memory) else a
-    assert isinstance(b.data, Tensor) and left.dtype == b.data.dtype
+    assert isinstance(left, Tensor) and isinstance(b.data, Tensor) and left.dtype == b.data.dtype
     made = (left.float() @ b.data.float()).as_subclass(_Value)
     assert made.shape == total.shape
     return total + made if use_acc else made

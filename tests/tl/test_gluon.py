@@ -177,7 +177,7 @@ def test_another_mask_is_another_limit() -> None:
 
 def test_a_statement_on_the_scores_comes_between_product_and_softmax() -> None:
     old = "Compute Softmax S"
-    gone, come = changed("mha", f"    {old}", f"    Compute Tanh S and get new S\n    {old}")
+    _gone, come = changed("mha", f"    {old}", f"    Compute Tanh S and get new S\n    {old}")
     assert any("tanh(" in line for line in come)
 
 

@@ -161,7 +161,7 @@ def test_two_streams_do_not_disturb_each_other(folder: Path) -> None:
     works = [shape(task, n, n, "fp16", heads=16, batch=2) for n in (1024, 1536)]
     given = [on_gpu(task, w, seed) for seed, w in enumerate(works)]
     wanted = [run(attention, task, w, g) for w, g in zip(works, given, strict=True)]
-    streams = [torch.cuda.Stream() for _ in works]
+    streams = [torch.cuda.Stream() for _ in works]  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     found: list[list[torch.Tensor]] = [[], []]
     for _, (n, stream) in itertools.product(range(10), enumerate(streams)):
@@ -185,7 +185,7 @@ def test_a_graph_can_be_captured_and_replayed_beside_other_work(folder: Path) ->
             attention(**given, out=out, **task.scalars(w))
     for _ in range(5):
         out.fill_(float("nan"))
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             graph.replay()

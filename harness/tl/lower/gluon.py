@@ -1,4 +1,4 @@
-"""Owns a Gluon candidate as a whole: its file, its kernels, its table of choices, its fallback. Deterministic."""
+"""Owns a Gluon candidate as a whole: file, kernels, table of choices, fallback. Deterministic."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ LOG2_E = gl.constexpr(1.4426950408889634)
 '''
 
 ABOUT = """\
-Each block works on tiles of the grid, one after the other. One warp, the producer, copies what the program loads
-to shared memory, through channels: rings of places with a barrier for full and one for empty. Every other
-statement runs in the consumers, warpgroups with 64 rows of the tile each, and stands above its code. Rounds of a
-loop that need no mask have a loop of their own. Devices other than Hopper, other types than fp16 and bf16, and
-tensors that descriptors cannot serve go to the kernel of the Triton compiler in `fallback.py`."""
+Each block works on tiles of the grid, one after the other. One warp, the producer, copies what the program
+loads to shared memory, through channels: rings of places with a barrier for full and one for empty. Every
+other statement runs in the consumers, warpgroups with 64 rows of the tile each, and stands above its code.
+Rounds of a loop that need no mask have a loop of their own. Devices other than Hopper, other types than fp16
+and bf16, and tensors that descriptors cannot serve go to the Triton compiler's kernel in `fallback.py`."""
 
 CHOICES = '''
 

@@ -1,4 +1,4 @@
-"""Owns compiling a Gluon candidate for Hopper on a machine without a GPU, and what the compiler says of it."""
+"""Owns compiling a Gluon candidate for Hopper without a GPU, and what the compiler says of it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ program takes slices of them, or where their number is far from a power of two: 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """The places of a tile. `grouped`: each consumer has its own, with 64 rows; `looped`: a loop fills them."""
+    """The places of a tile. `grouped`: a consumer has its own, of 64 rows; `looped`: a loop fills them."""
 
     name: str
     tile: ir.Tile  # of the block
@@ -125,13 +126,13 @@ def _cuts(kernel: ir.Kernel, loaded: Iterable[ir.Tile], task: TaskLike) -> dict[
                 found[operand.tile].update(dict.fromkeys(operand.columns))
     for node in products:
         a, b = node.a, node.b
-        if b.transposed and not a.transposed and a.tile in found and b.tile in found:
-            if a.columns is None and b.columns is None:
-                both = {**found[a.tile], **found[b.tile]}
-                width = a.tile.shape[1]
-                if not both and isinstance(width, ir.Sym) and _uneven(width, task):
-                    both = {ir.Sym(f"{width.name}_1"): None}
-                found[a.tile] = found[b.tile] = both
+        known = a.tile in found and b.tile in found
+        if known and b.transposed and not a.transposed and a.columns is None and b.columns is None:
+            both = {**found[a.tile], **found[b.tile]}
+            width = a.tile.shape[1]
+            if not both and isinstance(width, ir.Sym) and _uneven(width, task):
+                both = {ir.Sym(f"{width.name}_1"): None}
+            found[a.tile] = found[b.tile] = both
     samples = [dict(w.sizes) for w in all_workloads(task)] or [{}]
     return {t: _ordered(t, cuts, samples) for t, cuts in found.items()}
 
@@ -151,7 +152,7 @@ def _ordered(tile: ir.Tile, cuts: Iterable[ir.Expr], samples: list[dict[str, int
     except KeyError:
         raise LowerError(f"where the columns of `{tile.name}` are cut is in no known order") from None
     order = sorted(range(len(ends)), key=lambda n: values[n])
-    if any(x > y for a, b in zip(order, order[1:]) for x, y in zip(values[a], values[b], strict=True)):
+    if any(x > y for a, b in itertools.pairwise(order) for x, y in zip(values[a], values[b], strict=True)):
         raise LowerError(f"where the columns of `{tile.name}` are cut is in no known order")
     return tuple(ends[n] for n in order)
 
@@ -160,7 +161,7 @@ def _pieces(tile: ir.Tile, cuts: tuple[ir.Expr, ...]) -> tuple[Piece, ...]:
     if len(cuts) == 2:
         return (Piece("", ZERO, cuts[1], cuts[1]),)
     out = []
-    for n, (start, stop) in enumerate(zip(cuts, cuts[1:])):
+    for n, (start, stop) in enumerate(itertools.pairwise(cuts)):
         width: ir.Expr = ir.Op("sub", (stop, start)) if start != ZERO else stop
         if isinstance(start, ir.Const) and isinstance(stop, ir.Const):
             width = ir.Const(stop.value - start.value)

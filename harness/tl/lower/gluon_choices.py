@@ -1,4 +1,4 @@
-"""Owns which choices of tiles and schedule a Gluon candidate can have, and which it takes where nothing was measured."""
+"""Owns which choices a Gluon candidate can have, and which it takes where nothing was measured."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows_of(program: ir.Program) -> ir.Expr:
 def complete(
     program: ir.Program, choice: Mapping[str, int], row: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """The choice with defaults for what it leaves open: those of `row`, the program's schedule, the type's."""
+    """The choice, then `row`, then the program's schedule, then the defaults of its type."""
     rows = rows_of(program)
     given = {key: value for key, value in choice.items() if key in _KEYS}
     schedule = replace(Schedule.of(program, row), **given)
@@ -156,7 +156,7 @@ def fitting(program: ir.Program, target: Target | None, dim: int, dim_v: int) ->
 
 
 def default_table(program: ir.Program) -> tuple[Row, ...]:
-    """For each head dimension what was fastest on an H100 where it was measured, else the largest that has room."""
+    """For each head dimension what was fastest on an H100, or the largest that has room."""
     return tuple(Row.of(2, dim, 0, _default(program, dim)) for dim in DIMS)
 
 

@@ -1,8 +1,7 @@
-"""Owns the host side of a Gluon candidate: `attention`, which chooses, describes tensors, and launches or falls back."""
+"""Owns the host side of a Gluon candidate: `attention`, which chooses, and launches or falls back."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from harness.tl import ir
@@ -34,11 +33,11 @@ def _processors(device: torch.device) -> int:
 class _Counters:
     """Counters of tickets, zero before each launch: the last ticket of a launch sets its counter back.
 
-    Launches on one stream run one after the other, so they share a counter; streams, and so devices, have their
-    own. A launch that is captured gets one that no other launch ever has: its graph may be replayed on any
-    stream, and replays of one graph run one after the other. A shape changes the number of tickets only, and a
-    launch always draws as many as it has tiles. Where no counter is left, a captured launch fills a new one with
-    zero as part of its graph.
+    Launches on one stream run one after the other, so they share a counter; streams, and so devices, have
+    their own. A launch that is captured gets one that no other launch ever has: its graph may be replayed on
+    any stream, and replays of one graph run one after the other. A shape changes the number of tickets only,
+    and a launch always draws as many as it has tiles. Where no counter is left, a launch fills a new one with
+    zero, a captured one as part of its graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -129,8 +128,8 @@ ROUNDS = '''
 
 @lru_cache(maxsize=4096)
 def _{name}({parameters}) -> tuple[bool, bool, bool, bool]:
-    """Of the loop over `{var}`, for all tiles: whether none is without rounds; whether some groups of rows skip rounds
-    that others of their tile need; whether rounds with a mask follow the first before those without; or after."""
+    """Of the loop over `{var}`, for all groups of rows: whether none is without rounds; whether some skip
+    rounds of their tile; whether rounds with a mask follow the first before those without; or after."""
     some, skips, later, last_masked = True, False, False, False
     for {row} in range({count}):
         {var}_start, {var}_stop = {start}, {stop}
@@ -229,7 +228,8 @@ def _rounds(kernel: Kernel, rounds: Rounds, names: Sequence[str], task: TaskLike
     return ROUNDS.format(
         name=_function(kernel, rounds), parameters=", ".join(f"{p}: int" for p in parameters), var=v,
         row=kernel.view.axis.name, count=python_text(kernel.view.axis.extent), start=start, stop=stop,
-        rows=python_text(kernel.view.rows), first=first, last=last, low=low, high=high, lead=lead, trail=trail,
+        rows=python_text(kernel.view.rows), first=first, last=last, low=low, high=high,
+        lead=lead, trail=trail,
     )  # fmt: skip
 
 

@@ -73,8 +73,9 @@ class Kernel:
         names = self._names(lines)
         groups = [[n for n in group if n not in self.constants] for group in self._arguments(names)]
         constants = [f"{c}: gl.constexpr" for c in self.constants if c in names]
-        head = call(f"def {self.stem}_{role}",
-                    [*groups, [*(["WHICH: gl.constexpr"] if which else []), *constants]], 0, "):")  # fmt: skip
+        if which:
+            constants.insert(0, "WHICH: gl.constexpr")
+        head = call(f"def {self.stem}_{role}", [*groups, constants], 0, "):")
         return "\n\n@gluon.jit\n" + "\n".join([*head, *lines]) + "\n"
 
     def _names(self, lines: list[str]) -> set[str]:

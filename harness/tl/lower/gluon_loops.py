@@ -1,4 +1,4 @@
-"""Owns the Gluon text of a consumer's loops and branches, and of when it gives places back to the producer."""
+"""Owns the Gluon text of a consumer's loops and branches, and of when it gives places back."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from harness.tl.lower.gluon_text import GluonText
 from harness.tl.lower.gluon_trial import Freedom
 from harness.tl.lower.lowered import LowerError
 
+ZERO = ir.Const(0)
+
 
 @dataclass
 class ConsumerText(GluonText):
     """Writes all of a consumer's work on a tile."""
 
-    first_row: ir.Expr = ir.Const(0)  # of the group
+    first_row: ir.Expr = ZERO  # of the group
     freedom: Freedom = field(default=Freedom(False, False))
     overlaps: frozenset[int] = frozenset({0, 1})  # values of the choices
     loops: list[Rounds] = field(default_factory=list)
@@ -72,11 +74,11 @@ class ConsumerText(GluonText):
             if cut is not None:
                 self.put("if not OVERLAP:")
                 self.depth += 1
-            self._in_turn(rounds)
+            self._one_by_one(rounds)
             self.depth -= cut is not None
         if cut is not None:
             with self.under("if OVERLAP:"):
-                self._overlapped(rounds, cut)
+                self._ahead(rounds, cut)
         self._skip(rounds, node, "after", cut)
         self._masked = was
 
@@ -99,7 +101,7 @@ class ConsumerText(GluonText):
                     self._turns("pass")
                 self.release(tile)
 
-    def _spans(self, v: str, rounds: Rounds) -> list[tuple[str, str, bool, str]]:  # type: ignore[override]
+    def _parts(self, v: str, rounds: Rounds) -> list[tuple[str, str, bool, str]]:
         """(from, to, masked, flag without which it is empty), on the numbers of rounds, in order."""
         if rounds.whole is None:
             return [("0", f"{v}_count", True, "")]
@@ -119,10 +121,10 @@ class ConsumerText(GluonText):
         v = rounds.loop.var
         return f"{v} = {v}_last - 1 - {v}_round" if rounds.backwards else f"{v} = {v}_first + {v}_round"
 
-    def _in_turn(self, rounds: Rounds) -> None:
+    def _one_by_one(self, rounds: Rounds) -> None:
         """One round after the other, each statement waiting for the one before."""
         v = rounds.loop.var
-        for start, stop, masked, flag in self._spans(v, rounds):
+        for start, stop, masked, flag in self._parts(v, rounds):
             self._masked = masked
             if flag and start != "0":
                 self.put(f"if {flag}:")
@@ -137,10 +139,10 @@ class ConsumerText(GluonText):
 
     # --- products a round ahead ---
 
-    def _overlapped(self, rounds: Rounds, cut: Overlap) -> None:  # type: ignore[override]
+    def _ahead(self, rounds: Rounds, cut: Overlap) -> None:
         """The next round's first products start before this round's last one, and work goes on meanwhile."""
         v = rounds.loop.var
-        spans = self._spans(v, rounds)
+        spans = self._parts(v, rounds)
         with self.under(f"if ({v}_count > 0) | {rounds.flag('SOME')}:"):
             state = self._state()
             self._masked = any(masked for _, _, masked, _ in spans)

@@ -1,4 +1,4 @@
-"""Owns the device functions that generated Gluon kernels call: channels, turns, masks, rounding, the order of tiles."""
+"""Owns the device functions that Gluon kernels call: channels, turns, masks, rounding, the order of tiles."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def as_operand(x, LAYOUT: gl.constexpr, OPERAND: gl.constexpr):
 def tile_of(t, row_tiles, head_group, LONGEST_FIRST: gl.constexpr):
     """The tile of rows, and the index of the rest of the grid.
 
-    Heads of a group come together, so that their keys and values stay in the L2; within the group the tiles of
-    the last rows, whose loops are longest, come first.
+    Heads of a group come together, so that their keys and values stay in the L2; within the group the tiles
+    of the last rows, whose loops are longest, come first.
     """
     if LONGEST_FIRST:
         group = t // (row_tiles * head_group)

@@ -1,7 +1,7 @@
 """Owns the rounds of a loop in a Hopper kernel: their order, those a group needs, those that need a mask.
 
-Rounds are numbered in the order in which they run. With the last first, the tile on the diagonal of a causal mask
-comes before all others, so that the first round and no other has the mask's code.
+Rounds are numbered in the order in which they run. With the last first, the tile on the diagonal of a causal
+mask comes before all others, so that the first round and no other has the mask's code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """`needed`: bounds of the rounds that the masks leave anything of; `whole`: of those that need no mask."""
+    """`needed`: bounds of rounds that masks leave anything of; `whole`: of those that need no mask."""
 
     loop: ir.For
     number: int  # of the loop in its kernel
@@ -55,13 +55,12 @@ class Rounds:
         return not any(isinstance(p, ir.Op) and p.fn == "where" for e in found for p in ir.walk(e))
 
     def bounds(self) -> tuple[ir.Expr, ir.Expr, ir.Expr, ir.Expr]:
-        """On the loop variable: the first needed, one past the last needed, then the same for those without mask."""
+        """On the loop variable: the first needed, past the last needed, the same of those without mask."""
         start, stop = ir.Sym(f"{self.loop.var}_start"), ir.Sym(f"{self.loop.var}_stop")
         first, last = _within(self.needed, start, stop)
         seq = ir.Sym("seq_q")
-        lives = op(
-            "ceildiv", op("max", ir.Const(0), op("sub", seq, self.row)), seq
-        )  # 1, or 0 past the last row
+        left = op("max", ir.Const(0), op("sub", seq, self.row))
+        lives = op("ceildiv", left, seq)  # 1, or 0 past the last row
         a, b = ir.Sym(f"{self.loop.var}_first"), ir.Sym(f"{self.loop.var}_last")
         most = op("mul", lives, op("max", ir.Const(0), op("sub", stop, a)))
         last = op("min", last, op("add", a, most)) if self.skips else last
@@ -82,7 +81,7 @@ def _within(bounds: Peeled | None, start: ir.Expr, stop: ir.Expr) -> tuple[ir.Ex
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A loop's body cut for products that run ahead: `first` and their loads, the work between, `last` and loads."""
+    """A loop's body cut for products that run ahead: the first and their loads, work, the last and loads."""
 
     first_loads: tuple[ir.Load, ...]
     first: tuple[ir.Gemm, ...]

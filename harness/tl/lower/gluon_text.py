@@ -1,4 +1,4 @@
-"""Owns the Gluon text of what a consumer computes: products from shared memory, element-wise work, the softmax.
+"""Owns the Gluon text of what a consumer computes: products, element-wise work, the softmax.
 
 What is element-wise comes from the Triton compiler; layouts, products, masks and memory are Hopper's own.
 """
@@ -172,7 +172,7 @@ class GluonText(KernelText):
         """Write the product without waiting for it."""
         if node.b.tile not in self.channels:
             raise LowerError(
-                f"`{node.b.tile.name}` is no copy in shared memory, where a product takes its second operand from",
+                f"`{node.b.tile.name}` is no copy in shared memory, where second operands come from",
                 node.source, "multiply by what a Copy from global to shared brought",
             )  # fmt: skip
         columns, name = node.result.shape[1], self.values.names[node.result]
@@ -264,7 +264,7 @@ class GluonText(KernelText):
 
     # --- reductions, masks, softmax ---
 
-    def _even(self, axis: ir.Axis, columns: ir.Expr) -> str | None:
+    def _evenly(self, axis: ir.Axis, columns: ir.Expr) -> str | None:
         """The constexpr that says that no tile along the axis has dead positions, if it can be known."""
         match axis.base:
             case ir.Op(fn="mul", args=args) if columns in args:
@@ -278,7 +278,7 @@ class GluonText(KernelText):
         if axis is None or not self._masked:
             return
         line = f"{name} = keep_until({name}, {self._last_alive(axis)}, 0, {fill})"
-        even = self._even(axis, columns)
+        even = self._evenly(axis, columns)
         if even is None:
             self.put(line)
         else:

@@ -1,7 +1,7 @@
-"""Owns whether a loop's rounds may run in any order, and whether one may be left out where its masks keep nothing.
+"""Owns whether a loop's rounds may run backwards, and whether those may be left out whose masks keep nothing.
 
 Both hold for every online softmax, however it is spelled out, and for hardly anything else. The language's
-interpreter is asked: the loop is rewritten and must give the same result on small shapes, else it stays as it is.
+interpreter is asked: the loop is rewritten and must give the same result on small shapes, or it stays.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NEVER = ir.Op("lt", (ir.Const(1), ir.Const(0)))
 
 @dataclass(frozen=True, slots=True)
 class Freedom:
-    """Of all loops of a kernel: `order`: rounds may run backwards; `skip`: fully masked ones may be left out."""
+    """Of a kernel's loops: `order`: rounds may run backwards; `skip`: fully masked ones may be left out."""
 
     order: bool
     skip: bool

@@ -1,4 +1,4 @@
-"""Owns the Gluon text of values: Triton's, with the layout of what lies along the rows or columns of a tile."""
+"""Owns the Gluon text of values: Triton's, with the layouts of what lies along a tile's rows or columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns a kernel as one warpgroup of a Hopper block sees it: 64 rows of the block's tile, loops that count by one.
+"""Owns a kernel as one warpgroup of a block sees it: 64 rows of the tile, loops that count by one.
 
 The producer follows the kernel of whole tiles, a consumer that of its rows; both have the same loops.
 """
@@ -60,10 +60,7 @@ def _grouped(kernel: ir.Kernel, axis: ir.GridAxis, rows: ir.Expr) -> frozenset[i
     found: set[ir.Tile] = set()
     for node in ir.nodes(kernel.body):
         for tile in ir.writes(node):
-            if isinstance(node, ir.Load):
-                at_rows = ir.Sym(axis.name) in set(ir.walk(node.row))
-            else:
-                at_rows = True
+            at_rows = ir.Sym(axis.name) in set(ir.walk(node.row)) if isinstance(node, ir.Load) else True
             if at_rows and tile.shape[0] == rows:
                 found.add(tile)
             elif tile.level is Level.REGISTER:
