@@ -41,7 +41,8 @@ class _Counters:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.slots = torch.zeros(SLOTS, dtype=torch.int32, device=device)
+        # 16 bytes each: Triton compiles again for a pointer that is aligned less, which no capture survives.
+        self.slots = torch.zeros(SLOTS, 4, dtype=torch.int32, device=device)
         torch.cuda.synchronize(device)  # other streams use it too
         self.streams: dict[int, Tensor] = {}
         self.taken = 0
@@ -57,7 +58,7 @@ class _Counters:
         if self.taken == SLOTS:
             return None
         self.taken += 1
-        return self.slots[self.taken - 1 : self.taken]
+        return self.slots[self.taken - 1]
 
 
 COUNTERS: dict[torch.device, _Counters] = {}
@@ -97,12 +98,14 @@ def _halves(n: int) -> tuple[int, int]:
 
 
 def _described(*tensors: Tensor) -> bool:
-    """Whether descriptors can serve: 16-byte addresses and strides, a contiguous last axis, nothing empty."""
+    """Whether descriptors can serve: 16-byte addresses and strides, a contiguous last axis, nothing empty or
+    expanded."""
     return all(
         t.stride(-1) == 1
         and t.data_ptr() % 16 == 0
         and all(n * t.element_size() % 16 == 0 for n in t.stride()[:-1])
         and all(t.shape)
+        and all(t.stride())
         for t in tensors
     )
 
@@ -177,11 +180,20 @@ def _opening(program: ir.Program, task: TaskLike, kernels: Sequence[Kernel]) -> 
     out += [f"        plain({given})  # any device, type and stride", "        return"]
     opening = [
         "group = heads // kv_heads",
-        f"choice = _choose({largest(task, 'dim', 'dim_v')}, {largest(task, 'seq_q', 'seq_k')})",
+        f"choice = _choose({_held(task, kernels)}, {largest(task, 'seq_q', 'seq_k')})",
     ]
     if tiles := [name for name, _ in program.parameters]:
         opening.append(f"{', '.join(tiles)} = {', '.join(f'choice.{name}' for name in tiles)}")
     return out + [line for code in opening for line in statement(code, 1)]
+
+
+def _held(task: TaskLike, kernels: Sequence[Kernel]) -> str:
+    """The head dimension as tiles hold it: padded, if it does not come in two pieces."""
+    parts = [
+        d if any(f"{d}_1" in k.constants for k in kernels) else f"_padded({d})"
+        for d in ("dim", "dim_v") if any(d in t.axes for t in task.tensors)
+    ]  # fmt: skip
+    return f"max({', '.join(parts)})" if len(parts) > 1 else parts[0]
 
 
 def _slices(kernels: Sequence[Kernel]) -> list[ir.Expr]:

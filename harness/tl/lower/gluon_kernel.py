@@ -46,7 +46,7 @@ class Kernel:
         self.text.run()
         self.consumer = self._consumer()
         self.producer = self._producer()
-        words = set(re.findall(r"[A-Za-z_]\w*", "\n".join([*self.consumer, *self.producer])))
+        words = self._names([*self.consumer, *self.producer])
         words |= {"CONSUMERS", "STAGES", "GRID", "REGISTERS", "PRODUCER_REGISTERS"}
         words |= {w for line in self._memory() for w in re.findall(r"\w+", line)}
         self.sources = self.accesses.all()
