@@ -111,6 +111,8 @@ def _backends(experiment: Experiment, target: Target) -> tuple[list[str], list[s
             )
         if name == "triton" and target.capability is not None and target.capability < (8, 0):
             reasons.append(f"not run, since triton makes no tensor-core code for {target.name}")
+        elif name == "gluon" and target.capability != (9, 0):
+            reasons.append(f"not run, since gluon kernels are for Hopper, not for {target.name}")
         else:
             fitting.append(name)
     return fitting, reasons

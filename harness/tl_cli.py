@@ -134,8 +134,8 @@ def lower(
         str,
         typer.Option(
             metavar="NAME",
-            help="triton, cuda (CuTe) or numba.",
-            autocompletion=completion.among("triton", "cuda", "numba"),
+            help="triton, cuda (CuTe), gluon (Hopper) or numba.",
+            autocompletion=completion.among("triton", "cuda", "gluon", "numba"),
         ),
     ] = "triton",
     target: TargetName = None,
@@ -272,8 +272,8 @@ def tune(
         typer.Option(
             "--backend",
             metavar="NAME",
-            help="triton or cuda (CuTe).",
-            autocompletion=completion.among("triton", "cuda"),
+            help="triton, cuda (CuTe) or gluon (Hopper).",
+            autocompletion=completion.among("triton", "cuda", "gluon"),
         ),
     ] = "triton",
     as_json: Json = False,

@@ -21,6 +21,7 @@ from harness.tl.check import check as check_program
 from harness.tl.lower.backends import COMPILED
 from harness.tl.lower.backends import lower as lower_program
 from harness.tl.lower.lowered import Lowered, LowerError
+from harness.tl.schedule import Schedule
 from harness.tl_text import Source, as_records, print_findings, read, reference, shown, stdout, without_place
 from tasks import Task, TaskError, discover, find
 from tasks.spec import DTYPES, Workload
@@ -203,6 +204,8 @@ def _lowered(
         known |= {"warps": (), "stages": (), **dict(program.schedule)}
     elif backend == "cuda":
         known |= {"warps": (), "stages": (), "optimize": ()}
+    elif backend == "gluon":
+        known |= dict.fromkeys(Schedule().choice, ())
     choice = tiles_of(tiles, known)
     try:
         return lower_program(program, task, backend, target, choice)

@@ -30,6 +30,8 @@ def show(lowered: Lowered, task: Task, workload: Workload, target: Target | None
     """Compile and print a line a kernel and architecture; ends the command where that is refused."""
     if lowered.backend == "cuda":
         rows = _cuda(lowered, task, workload, target)
+    elif lowered.backend == "gluon":
+        rows = _gluon(lowered, task, workload)
     else:
         rows = _triton(lowered, task, workload, target)
     if as_json:
@@ -66,6 +68,22 @@ def _triton(lowered: Lowered, task: Task, workload: Workload, target: Target | N
     except CompileError as error:
         fail(f"the Triton compiler refuses {lowered.name}: {error}", EXIT_FOUND)
     return [{k: v for k, v in asdict(row).items() if k != "ptx"} for row in rows]
+
+
+def _gluon(lowered: Lowered, task: Task, workload: Workload) -> list[dict[str, Any]]:
+    """For the one architecture that there is."""
+    try:
+        from harness.tl.lower.gluon_aot import compile_for_hopper
+        from harness.tl.lower.triton_aot import CompileError
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = compile_for_hopper(lowered, task, workload)
+    except ImportError as error:
+        fail(f"--compile needs Triton 3.6 or later, which this machine lacks ({error})", EXIT_MACHINE)
+    except CompileError as error:
+        fail(f"the Gluon compiler refuses {lowered.name}: {error}", EXIT_FOUND)
+    return [{k: v for k, v in asdict(row).items() if k not in ("ptx", "cubin")} for row in rows]
 
 
 def _cuda(lowered: Lowered, task: Task, workload: Workload, target: Target | None) -> list[dict[str, Any]]:

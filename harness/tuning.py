@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,15 +22,20 @@ import torch
 
 from harness.targets import Target
 from harness.tl import ir
-from harness.tl.lower import cute_choices
+from harness.tl.lower import cute_choices, gluon_choices
 from harness.tl.lower.choices import Row, accumulator_registers, candidates, shared_bytes
 from harness.tl.lower.cute import lower_cute
+from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.lowered import Lowered
 from harness.tl.lower.triton import lower_triton
 from tasks import Task, Workload
 
 _REGISTERS = 200  # of f32 tiles a thread; past that every choice seen spilled
-_COMPILERS = {"triton": lower_triton, "cuda": lower_cute}  # whose candidates take a table of choices
+_COMPILERS = {
+    "triton": lower_triton,
+    "cuda": lower_cute,
+    "gluon": lower_gluon,
+}  # whose candidates take a table of choices
 TUNABLE = tuple(_COMPILERS)
 _RETRIED = 3  # choices timed once more, longer, before one is taken
 
@@ -74,6 +80,8 @@ def choices(
     """The tile and launch choices worth compiling: those whose tiles fit in shared memory and registers."""
     if backend == "cuda":
         return cute_choices.fitting(program, target, dim, dim_v)
+    if backend == "gluon":
+        return gluon_choices.fitting(program, target, dim, dim_v)
     limit = (target.smem_per_block or 99 * 1024) - 2048
     return [
         c
@@ -193,7 +201,12 @@ def _attention(folder: str, choice: Mapping[str, int]) -> Callable[..., None]:
         spec = importlib.util.spec_from_file_location(f"tuned_{len(_MODULES)}", f"{folder}/attention.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.path.insert(0, folder)  # for what it imports from beside it
+        sys.modules.pop("fallback", None)
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(folder)
         _MODULES[folder] = module
     chosen = _MODULES[folder]
     chosen._choose = lambda *_: chosen.Choice(**choice)  # type: ignore[attr-defined]

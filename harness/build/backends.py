@@ -35,7 +35,7 @@ BACKENDS: Mapping[str, Backend] = {
         Backend("torch", "PyTorch", "torch", _BOTH, _BOTH, True),
         Backend("triton", "Triton", "triton", _BOTH, _CUDA, True),
         Backend("cuda", "CUDA C++ with CuTe", "cuda.bindings", _CUDA, _CUDA, True),
-        Backend("gluon", "Gluon", "triton.experimental.gluon", _CUDA, _CUDA, True),
+        Backend("gluon", "Gluon for Hopper", "triton.experimental.gluon", _CUDA, _CUDA, True),
         Backend("numba", "Numba", "numba", _CPU, _CPU, False),
     )
 }

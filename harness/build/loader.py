@@ -57,7 +57,7 @@ def entry_point(folder: Path, entry: str) -> Attention:
 
 def _prepare(backend: Backend, kind: DeviceKind) -> None:
     """Choose Triton's interpreter or compiler, which it does not change once it is imported."""
-    if backend.name != "triton":
+    if backend.name not in ("triton", "gluon"):
         return
     wanted = "1" if backend.interpreted(kind) else "0"
     found = os.environ.get("TRITON_INTERPRET", "0")

@@ -23,7 +23,7 @@ LARGEST_FILE = 1 << 20
 EXAMPLE = """\
 name = "my_kernel"            # default: the folder's name
 task = "mha_causal"           # or: tasks = ["mha", "mha_causal"]
-backend = "triton"            # torch, triton, cuda or numba
+backend = "triton"            # torch, triton, cuda, gluon or numba
 entry = "attention.py"        # defines attention(q, k, v, out, *, scale); or a table, one per task:
 # entries = { mha = "mha.py", mha_causal = "mha_causal.py" }"""
 

@@ -121,7 +121,7 @@ def _hardware(row: Row) -> str:
 def _dependencies(c: CandidateRecord) -> tuple[str, ...]:
     if c.kind == "baseline":
         return tuple(dict.fromkeys(("attnbench", "torch", c.family.partition(" ")[0] or c.backend)))
-    own = {"triton": ("triton",), "numba": ("numba",), "cuda": ("attnbench[cuda]",)}
+    own = {"triton": ("triton",), "gluon": ("triton",), "numba": ("numba",), "cuda": ("attnbench[cuda]",)}
     return ("torch", *own.get(c.backend, ()))
 
 

@@ -97,6 +97,8 @@ RUN = (
          words="attnbench tl lower --task mha --backend triton --target h100 --tile BM=128,BN=64,warps=8 --out written",
          says="attnbench eval h100 --candidates written"),
     Step("attnbench tl lower first.tl --backend cuda --target a100", "language", says="__global__"),
+    Step("attnbench tl lower first.tl --backend gluon --target h100", "language", says="@gluon.jit"),
+    Step("attnbench tl lower first.tl --backend gluon --compile", "language", says="registers"),
     Step("attnbench tl space first.tl --target a100", "language", says="fit"),
     Step("attnbench tl space --task mha_causal --target a100", "language", says="fit"),
     Step("attnbench tl format --task gqa_causal", "language", says="Kernel"),

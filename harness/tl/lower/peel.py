@@ -26,8 +26,8 @@ class Peeled:
     highs: tuple[ir.Expr, ...]
 
 
-class _NotLinear(Exception):
-    pass
+class NotLinear(Exception):
+    """A condition that gives no bound on the loop variable."""
 
 
 def peel(loop: ir.For) -> Peeled | None:
@@ -51,7 +51,21 @@ def peel(loop: ir.For) -> Peeled | None:
                 size = _columns(node)
                 last = op("add", axis.base, size)
                 _bound_linear(_sub(poly(ir.Sym(axis.role)), poly(last)), loop, lows, highs)
-    except _NotLinear:
+    except NotLinear:
+        return None
+    return Peeled(tuple(dict.fromkeys(lows)), tuple(dict.fromkeys(highs)))
+
+
+def alive(loop: ir.For) -> Peeled | None:
+    """Bounds outside of which some mask of the body holds for no element; None: not known."""
+    lows: list[ir.Expr] = []
+    highs: list[ir.Expr] = []
+    try:
+        for node in loop.body:
+            if isinstance(node, ir.Mask):
+                for atom in atoms(node.cond):
+                    _bound(atom, node.tile.shape, loop, lows, highs, worst=False)
+    except NotLinear:
         return None
     return Peeled(tuple(dict.fromkeys(lows)), tuple(dict.fromkeys(highs)))
 
@@ -90,27 +104,36 @@ def atoms(cond: ir.Expr) -> list[ir.Expr]:
             return [ir.Op("le", (a, b)), ir.Op("ge", (a, b))]
         case ir.Op(fn="not", args=(ir.Op(fn=fn, args=args),)) if fn in _NEGATED:
             return [ir.Op(_NEGATED[fn], args)]
-    raise _NotLinear
+    raise NotLinear
 
 
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 
 
-def _bound(
-    atom: ir.Expr, shape: tuple[ir.Expr, ir.Expr], loop: ir.For, lows: list[ir.Expr], highs: list[ir.Expr]
-) -> None:
+def slack_of(atom: ir.Expr) -> Poly:
+    """What is at least 0 where the comparison holds, on integers."""
     assert isinstance(atom, ir.Op)
     left, right = (poly(arg) for arg in atom.args)
-    # every comparison as slack >= 0, on integers
     slack = _sub(right, left) if atom.fn in ("lt", "le") else _sub(left, right)
-    if atom.fn in ("lt", "gt"):
-        slack = _sub(slack, {(): 1})
+    return _sub(slack, {(): 1}) if atom.fn in ("lt", "gt") else slack
+
+
+def _bound(
+    atom: ir.Expr,
+    shape: tuple[ir.Expr, ir.Expr],
+    loop: ir.For,
+    lows: list[ir.Expr],
+    highs: list[ir.Expr],
+    worst: bool = True,
+) -> None:
+    """Where the comparison holds for the whole tile, by its worst corner; or for any of it, by its best."""
+    slack = slack_of(atom)
     for place in [s for s in _symbols(slack) if isinstance(s, ir.Place)]:
         coefficient = slack.pop((place,), 0)
         if any(place in product for product in slack):
-            raise _NotLinear
+            raise NotLinear
         corner = poly(place.base)
-        if coefficient < 0:  # worst where the position is largest
+        if (coefficient < 0) is worst:  # that corner is where the position is largest
             corner = _sub(_sum(corner, poly(shape[place.axis])), {(): 1})
         slack = _sum(slack, _times(corner, {(): coefficient}))
     _bound_linear(slack, loop, lows, highs)
@@ -122,7 +145,7 @@ def _bound_linear(slack: Poly, loop: ir.For, lows: list[ir.Expr], highs: list[ir
     rest: Poly = {}
     for product, coefficient in slack.items():
         if product.count(var) > 1 or any(p != var and var in set(ir.walk(p)) for p in product):
-            raise _NotLinear
+            raise NotLinear
         if var in product:
             left = list(product)
             left.remove(var)
@@ -138,7 +161,7 @@ def _bound_linear(slack: Poly, loop: ir.For, lows: list[ir.Expr], highs: list[ir
         upper = op("floordiv", expression(rest), expression(_times(growth, {(): -1})))
         highs.append(op("add", upper, ir.Const(1)))
     else:
-        raise _NotLinear
+        raise NotLinear
 
 
 # --- polynomials ------------------------------------------------------------------------------------
@@ -150,7 +173,7 @@ def poly(expr: ir.Expr) -> Poly:
         case ir.Const(value=int() as value):
             return {(): value} if value else {}
         case ir.Const():
-            raise _NotLinear
+            raise NotLinear
         case ir.Op(fn="add", args=args):
             out: Poly = {}
             for arg in args:
@@ -167,7 +190,7 @@ def poly(expr: ir.Expr) -> Poly:
             return out
         case ir.Sym() | ir.Place() | ir.Op(fn="floordiv" | "ceildiv" | "min" | "max" | "mod"):
             return {(expr,): 1}
-    raise _NotLinear
+    raise NotLinear
 
 
 def _sum(a: Mapping[tuple[ir.Expr, ...], int], b: Mapping[tuple[ir.Expr, ...], int]) -> Poly:

@@ -58,9 +58,16 @@ class Launch:
 
 
 def launches(
-    lowered: Lowered, task: TaskLike, workload: WorkloadLike, capability: tuple[int, int]
+    lowered: Lowered,
+    task: TaskLike,
+    workload: WorkloadLike,
+    capability: tuple[int, int],
+    device: Mapping[str, Any] | None = None,
 ) -> tuple[ModuleType, list[Launch]]:
-    """What `attention` would launch on a device of that capability, without launching it."""
+    """What `attention` would launch on a device of that capability, without launching it.
+
+    `device`: what the module is to find, by name, in place of what asks the device.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = lowered.write(Path(folder)) / "attention.py"
         spec = importlib.util.spec_from_file_location(
@@ -70,13 +77,18 @@ def launches(
             raise CompileError(f"{lowered.name} cannot be imported")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # the compiler reads the source through the module
-        with _compiling():
-            spec.loader.exec_module(module)
+        sys.path.insert(0, folder)  # for what it imports from beside it
+        try:
+            with _compiling():
+                spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(folder)
+            sys.modules.pop("fallback", None)
         found: list[Launch] = []
         kernels = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
         for name in kernels:
             setattr(module, name, _Recorder(name, found))
-        module._capability = lambda device: capability  # type: ignore[attr-defined]
+        vars(module).update({"_capability": lambda _: capability, **(device or {})})
         sizes = workload.sizes
         tensors = {
             t.name: torch.empty([sizes[a] for a in t.axes], dtype=_TORCH[workload.dtype])
@@ -163,7 +175,7 @@ def _compile(arch: str, capability: tuple[int, int], module: ModuleType, launch:
                 done = triton.compile(source, target=GPUTarget("cuda", number, 32), options=options)
     except Exception as error:  # whatever the compiler raises is its answer
         raise CompileError(f"{launch.kernel} for {arch}: {type(error).__name__}: {error}") from error
-    registers, spills = _resources(done.asm["cubin"])
+    registers, spills = resources(done.asm["cubin"])
     ptx = done.asm["ptx"]
     core = _TENSOR_CORE.search(ptx)
     return Compiled(launch.kernel, arch, registers, spills, done.metadata.shared, core[1] if core else "",
@@ -181,7 +193,7 @@ def _type(value: Any) -> str:
     return f"tensordesc<{dtype}{list(value.block_shape)}>"
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
+def resources(cubin: bytes) -> tuple[int, int]:
     """Registers a thread, and bytes of local memory it needs (its stack), by cuobjdump of Triton's wheel."""
     import triton
 

@@ -77,15 +77,15 @@ def helpers(body: str) -> str:
         name = todo.pop()
         if name not in wanted:
             wanted.add(name)
-            todo |= _called(_SOURCE[name].split("):", 1)[1])
-    return "".join(f"\n\n{source}\n" for name, source in _SOURCE.items() if name in wanted)
+            todo |= _called(SOURCE[name].split("):", 1)[1])
+    return "".join(f"\n\n{source}\n" for name, source in SOURCE.items() if name in wanted)
 
 
 def _called(text: str) -> set[str]:
-    return {name for name in _SOURCE if re.search(rf"\b{name}\(", text)}
+    return {name for name in SOURCE if re.search(rf"\b{name}\(", text)}
 
 
-_SOURCE = {
+SOURCE = {
     match[1]: match[0].rstrip()
     for match in re.finditer(r"@triton\.jit\ndef (\w+)(?:(?!@triton).)*", _PRELUDE, re.DOTALL)
 }

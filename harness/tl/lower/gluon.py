@@ -1,0 +1,152 @@
+"""Owns a Gluon candidate as a whole: file, kernels, table of choices, fallback. Deterministic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from harness.targets import Target
+from harness.tl import ir
+from harness.tl.lower.choices import Row
+from harness.tl.lower.gluon_channels import channels
+from harness.tl.lower.gluon_choices import REGISTERS, complete, default_table, unfit
+from harness.tl.lower.gluon_host import host_side
+from harness.tl.lower.gluon_kernel import Kernel
+from harness.tl.lower.gluon_loops import ConsumerText
+from harness.tl.lower.gluon_prelude import helpers
+from harness.tl.lower.gluon_trial import freedom
+from harness.tl.lower.gluon_view import GROUP_ROW, view
+from harness.tl.lower.lowered import Lowered, LowerError
+from harness.tl.lower.triton import lower_triton
+from harness.tl.problem import TaskLike, symbols
+
+HEAD = '''"""{title}, compiled for Hopper from the LLM-TL program `{name}`.
+
+{about}
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from fallback import attention as plain
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+# Names that Triton 3.7 changed.
+tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+tma_store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
+thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+
+LOG2_E = gl.constexpr(1.4426950408889634)
+'''
+
+ABOUT = """\
+Each block works on tiles of the grid, one after the other. One warp, the producer, copies what the program
+loads to shared memory, through channels: rings of places with a barrier for full and one for empty. Every
+other statement runs in the consumers, warpgroups with 64 rows of the tile each, and stands above its code.
+Rounds of a loop that need no mask have a loop of their own. Devices other than Hopper, other types than fp16
+and bf16, and tensors that descriptors cannot serve go to the Triton compiler's kernel in `fallback.py`."""
+
+CHOICES = '''
+
+class Choice(NamedTuple):
+    """Tile parameters and schedule."""
+
+{fields}
+
+
+# Bytes of an element, head dimension up to, sequence length from: the choice.
+CHOICES = (
+{lines}
+)
+
+# Consumers: registers of a thread of theirs, and of the producer's.
+REGISTERS = {registers}
+'''
+
+
+def lower_gluon(
+    program: ir.Program,
+    task: TaskLike,
+    target: Target | None = None,
+    table: Sequence[Row] | None = None,
+    choice: Mapping[str, int] | None = None,
+) -> Lowered:
+    """The candidate's files; tiles by the table, or one choice for all, or the default. Raises LowerError."""
+    if target is not None and target.capability != (9, 0):
+        raise LowerError(f"Gluon code is for Hopper, not for {target.name}", None, "choose h100 or h200")
+    rows = _rows(program, table, choice)
+    kernels = [_kernel(program, n, task, rows) for n in range(len(program.kernels))]
+    consumers = tuple(sorted({dict(row.choice)["consumers"] for row in rows}))
+    body = "".join(kernel.source(consumers) for kernel in kernels)
+    source = (
+        HEAD.format(title=getattr(task, "title", task.name), name=program.name, about=ABOUT),
+        _choices(rows),
+        helpers(body),
+        body,
+        host_side(program, task, kernels),
+    )
+    name = f"tl_{program.name}_gluon"
+    manifest = (
+        f'name = "{name}"\ndescription = "Compiled for Hopper from the LLM-TL program {program.name}."\n'
+        f'task = "{task.name}"\nbackend = "gluon"\n'
+    )
+    fallback = lower_triton(program, task, target).files["attention.py"]
+    files = {"candidate.toml": manifest, "attention.py": "".join(source), "fallback.py": fallback}
+    return Lowered(name, "gluon", files, dict(rows[0].choice))
+
+
+def _rows(
+    program: ir.Program, table: Sequence[Row] | None, choice: Mapping[str, int] | None
+) -> tuple[Row, ...]:
+    """The table with every choice complete; raises LowerError for what Gluon code cannot have."""
+    if table:
+        rows = tuple(Row.of(r.bytes, r.dim, r.seq, complete(program, dict(r.choice))) for r in table)
+    elif choice:
+        rows = (Row.of(2, 256, 0, complete(program, choice)),)
+    else:
+        rows = default_table(program)
+    for row in rows:
+        reason = unfit(program, dict(row.choice))
+        if reason is not None:
+            raise LowerError(reason)
+    return rows
+
+
+def _choices(rows: Sequence[Row]) -> str:
+    fields = "\n".join(f"    {name}: int" for name, _ in rows[0].choice)
+    lines = []
+    for r in sorted(rows, key=lambda r: (r.bytes, r.dim, r.seq)):
+        values = ", ".join(f"{n}={v}" for n, v in r.choice)
+        lines += [f"    ({r.bytes}, {r.dim}, {r.seq}, Choice(", f"        {values},", "    )),  # fmt: skip"]
+    return CHOICES.format(fields=fields, lines="\n".join(lines), registers=REGISTERS)
+
+
+def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row]) -> Kernel:
+    seen = view(program.kernels[number])
+    whole = channels(seen, task)
+    names = tuple(name for name, _ in program.parameters)
+    known = symbols(task)
+    by_key = {tile.key: tile for tile in seen.group.tiles}
+    text = ConsumerText(
+        seen.group,
+        frozenset(names),
+        frozenset(name for name, kind in known.items() if kind == "float"),
+        channels={by_key[tile.key]: channel for tile, channel in whole.items()},
+        first_row=ir.Op("add", (ir.Op("mul", (ir.Sym(seen.axis.name), seen.rows)), GROUP_ROW)),
+        freedom=freedom(program, number, task),
+        overlaps=frozenset(dict(row.choice)["overlap"] for row in rows),
+        depth=2,
+    )
+    return Kernel(seen, text, whole, names, tuple(known))

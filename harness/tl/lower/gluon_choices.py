@@ -1,0 +1,180 @@
+"""Owns which choices a Gluon candidate can have, and which it takes where nothing was measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+
+from harness.targets import Target
+from harness.tl import ir
+from harness.tl.evaluate import evaluate
+from harness.tl.lower.choices import Row
+from harness.tl.lower.gluon_view import view
+from harness.tl.lower.lowered import LowerError
+from harness.tl.schedule import GRIDS, ROWS, Schedule
+from harness.tl.syntax import Level
+
+DIMS = (64, 128, 192, 256)  # head dimensions that a default table has rows for
+CONSUMERS = (1, 2, 3)
+REGISTERS = {
+    1: (240, 24),
+    2: (240, 24),
+    3: (160, 32),
+}  # of a consumer's thread and of the producer's, by consumers
+LIMIT = 227 << 10  # bytes of shared memory of a block on Hopper
+_KEYS = tuple(field.name for field in fields(Schedule))
+_BARRIERS = 1 << 10  # room for barriers
+
+
+def rows_of(program: ir.Program) -> ir.Expr:
+    """The tile parameter, or the number, that counts a block's query rows; the same in all kernels."""
+    found = {view(kernel).rows for kernel in program.kernels}
+    if len(found) != 1:
+        raise LowerError(
+            "the program's kernels have tiles of different query rows", None, "give them one parameter"
+        )
+    return found.pop()
+
+
+def complete(
+    program: ir.Program, choice: Mapping[str, int], row: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """The choice, then `row`, then the program's schedule, then the defaults of its type."""
+    rows = rows_of(program)
+    given = {key: value for key, value in choice.items() if key in _KEYS}
+    schedule = replace(Schedule.of(program, row), **given)
+    tiles = {n: choice.get(n, (row or {}).get(n, first)) for n, first in program.defaults.items()}
+    size = rows.value if isinstance(rows, ir.Const) else None
+    if isinstance(rows, ir.Sym) and "consumers" not in given:
+        fixed = dict(program.parameters)[rows.name]
+        size = choice.get(rows.name, fixed[0] if len(fixed) == 1 else None)
+    if size is not None:
+        if size % ROWS or not size:
+            raise LowerError(f"tiles of {size} query rows: warpgroups compute {ROWS} rows each")
+        if "consumers" in given and given["consumers"] * ROWS != size:
+            raise LowerError(
+                f"{given['consumers']} consumers compute {given['consumers'] * ROWS} rows, not {size}"
+            )
+        schedule = replace(schedule, consumers=int(size) // ROWS)
+    if isinstance(rows, ir.Sym):
+        if choice.get(rows.name, schedule.rows) != schedule.rows:
+            raise LowerError(
+                f"{schedule.consumers} consumers compute {schedule.rows} rows, not {choice[rows.name]}"
+            )
+        tiles[rows.name] = schedule.rows
+    if schedule.consumers == 1 or not schedule.overlap:
+        schedule = replace(schedule, pingpong=0)
+    return {**tiles, **schedule.choice}
+
+
+def unfit(program: ir.Program, choice: Mapping[str, int]) -> str | None:
+    """Why Gluon code cannot have the choice; None where it can."""
+    rows = rows_of(program)
+    for name, _ in program.parameters:
+        value = choice[name]
+        if ir.Sym(name) != rows and (value < 16 or value > 256 or value & (value - 1)):
+            return f"tile {name} = {value}: Gluon wants powers of two from 16 to 256"
+    if choice["consumers"] not in CONSUMERS:
+        return f"consumers = {choice['consumers']}: registers suffice for one to three"
+    if choice["stages"] < 1:
+        return f"stages = {choice['stages']}: a tile needs a place"
+    if choice["persistent"] not in range(len(GRIDS)):
+        return f"persistent = {choice['persistent']}: there are {len(GRIDS)} kinds of grid"
+    if choice["registers"] % 8 or not 0 <= choice["registers"] <= 255:
+        return f"registers = {choice['registers']}: a multiple of 8 below 256"
+    return None
+
+
+def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: int) -> int:
+    """Bytes of shared memory that a block needs: every place of every tile, and one for each output."""
+    env = {**choice, "dim": dim, "dim_v": dim_v}
+    most = 0
+    for kernel in program.kernels:
+        loops = [n for n in kernel.body if isinstance(n, ir.For)]
+        looped = {t for n in loops for m in ir.nodes(n.body) if isinstance(m, ir.Load) for t in ir.writes(m)}
+        loaded = {n.tile for n in ir.nodes(kernel.body) if isinstance(n, ir.Load)}
+        stored = {n.tile for n in ir.nodes(kernel.body) if isinstance(n, ir.Store)}
+        here = _BARRIERS
+        for tile in loaded | stored:
+            size = 2 * int(evaluate(tile.shape[0], env)) * _held(int(evaluate(tile.shape[1], env)))
+            here += size * (choice["stages"] if tile in looped and tile.level is Level.SHARED else 1)
+        most = max(most, here)
+    return most
+
+
+def _held(columns: int) -> int:
+    """Columns that powers of two hold."""
+    padded = max(16, 1 << (columns - 1).bit_length())
+    return columns if columns * 4 == padded * 3 else padded
+
+
+def registers(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: int) -> int:
+    """32-bit registers of a thread that the two largest tiles take, and a third of half their type."""
+    env = {**choice, "dim": dim, "dim_v": dim_v}
+    rows = int(evaluate(rows_of(program), env))
+    sizes = sorted(
+        (
+            _held(int(evaluate(tile.shape[1], env))) // 2
+            for kernel in program.kernels for tile in kernel.tiles
+            if tile.level is Level.REGISTER and evaluate(tile.shape[0], env) == rows
+        ), reverse=True,
+    )  # fmt: skip
+    return sum(sizes[:2]) + (sizes[1] // 2 if len(sizes) > 1 else 0)
+
+
+def space(program: ir.Program) -> Iterator[dict[str, int]]:
+    """Choices that a search tries: tiles with consumers, stages, turns and grids."""
+    rows = rows_of(program)
+    others = [n for n, _ in program.parameters if ir.Sym(n) != rows]
+    seen: set[tuple[tuple[str, int], ...]] = set()
+    for consumers, size, stages, pingpong, grid in itertools.product(
+        CONSUMERS, (128, 64), (2, 3), (0, 1), (2, 0)
+    ):
+        tiles = {
+            n: size if len(choices) > 1 else choices[0] for n, choices in program.parameters if n in others
+        }
+        asked = {**tiles, "consumers": consumers, "stages": stages, "pingpong": pingpong, "persistent": grid}
+        try:
+            full = complete(program, asked)
+        except LowerError:
+            continue
+        key = tuple(full.items())
+        if key not in seen and unfit(program, full) is None:
+            seen.add(key)
+            yield full
+
+
+def fitting(program: ir.Program, target: Target | None, dim: int, dim_v: int) -> list[dict[str, int]]:
+    """Choices whose tiles have room in shared memory and in registers."""
+    del target  # there is one
+    return [
+        choice for choice in space(program)
+        if shared_bytes(program, choice, dim, dim_v) <= LIMIT
+        and registers(program, choice, dim, dim_v) <= REGISTERS[choice["consumers"]][0] - 56
+    ]  # fmt: skip
+
+
+def default_table(program: ir.Program) -> tuple[Row, ...]:
+    """For each head dimension what was fastest on an H100, or the largest that has room."""
+    return tuple(Row.of(2, dim, 0, _default(program, dim)) for dim in DIMS)
+
+
+def _default(program: ir.Program, dim: int) -> dict[str, int]:
+    dim_v = 128 if dim == 192 else dim
+    rows = rows_of(program)
+    wanted = (3, 2, 1) if dim <= 64 else (2, 1)
+    choice: dict[str, int] = {}
+    for stages, consumers, size in itertools.product((2, 1), wanted, (128, 64, 32, 16)):
+        tiles = {n: size for n, choices in program.parameters if ir.Sym(n) != rows and len(choices) > 1}
+        row = {
+            **tiles,
+            "consumers": consumers,
+            "stages": stages,
+            "pingpong": int(consumers == 3),
+            "overlap": 1,
+        }
+        choice = complete(program, {}, row)
+        if shared_bytes(program, choice, dim, dim_v) <= LIMIT:
+            return choice
+    return choice

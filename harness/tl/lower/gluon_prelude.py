@@ -1,0 +1,193 @@
+"""Owns the device functions that Gluon kernels call: channels, turns, masks, rounding, the order of tiles."""
+
+from __future__ import annotations
+
+import re
+
+from harness.tl.lower import triton_prelude
+
+_PRELUDE = '''
+@gluon.jit
+def barriers(PLACES: gl.constexpr, ARRIVALS: gl.constexpr):
+    """A barrier for each place of a channel."""
+    made = gl.allocate_shared_memory(gl.int64, [PLACES, 1], mbarrier.MBarrierLayout())
+    for place in gl.static_range(PLACES):
+        mbarrier.init(made.index(place), count=ARRIVALS)
+    return made
+
+
+@gluon.jit
+def onward(place, turn, PLACES: gl.constexpr):
+    """The next place of a channel; each time around its barriers change their phase."""
+    if PLACES == 1:
+        turn = turn ^ 1
+    elif PLACES == 2:
+        place = place ^ 1
+        turn = turn ^ (place ^ 1)
+    else:
+        place = place + 1
+        turn = gl.where(place == PLACES, turn ^ 1, turn)
+        place = gl.where(place == PLACES, 0, place)
+    return place, turn
+
+
+@gluon.jit
+def tile_in(places, place, ROWS: gl.constexpr, COLS: gl.constexpr):
+    """The tile in a place of a channel."""
+    return places.index(place).reshape([ROWS, COLS])
+
+
+@gluon.jit
+def named_barrier(KIND: gl.constexpr, NUMBER: gl.constexpr):
+    """Of two warpgroups. Gluon has none; it takes the numbers up to 7 itself."""
+    if KIND == 0:
+        if NUMBER == 0:
+            gl.inline_asm_elementwise("bar.sync 8, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
+                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+        elif NUMBER == 1:
+            gl.inline_asm_elementwise("bar.sync 9, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
+                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+        else:
+            gl.inline_asm_elementwise("bar.sync 10, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
+                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+    else:
+        if NUMBER == 0:
+            gl.inline_asm_elementwise("bar.arrive 8, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
+                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+        elif NUMBER == 1:
+            gl.inline_asm_elementwise("bar.arrive 9, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
+                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+        else:
+            gl.inline_asm_elementwise("bar.arrive 10, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
+                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@gluon.jit
+def take_turn(WHICH: gl.constexpr, CONSUMERS: gl.constexpr):
+    """Wait until the consumer before this one has issued its products."""
+    if CONSUMERS > 1:
+        named_barrier(0, WHICH)
+
+
+@gluon.jit
+def pass_turn(WHICH: gl.constexpr, CONSUMERS: gl.constexpr):
+    if CONSUMERS > 1:
+        named_barrier(1, (WHICH + 1) % CONSUMERS)
+
+
+@gluon.jit
+def column_limits(at, SLOPE: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr):
+    """For each row at + SLOPE * row, less what of a column's number depends on the thread."""
+    layout3: gl.constexpr = gl.SliceLayout(3, LAYOUT)
+    quad = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, layout3))) * 2
+    pair = gl.arange(0, 2, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT))))
+    taken = quad[None, None, :, None] + pair[None, None, None, :]
+    if SLOPE == 0:
+        limit = at - taken
+    else:
+        row = gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, layout3)))
+        limit = (row * SLOPE + at)[:, None, None, None] - taken
+    return limit
+
+
+@gluon.jit
+def keep_until(x, at, SLOPE: gl.constexpr, fill):
+    """x in each row's columns up to at + SLOPE * row, else `fill`."""
+    ROWS: gl.constexpr = x.shape[0]
+    COLS: gl.constexpr = x.shape[1]
+    apart = x.reshape([ROWS, COLS // 8, 4, 2])
+    LAYOUT: gl.constexpr = apart.type.layout
+    limit = column_limits(at, SLOPE, ROWS, LAYOUT)
+    eights: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, LAYOUT)))
+    column = (gl.arange(0, COLS // 8, eights) * 8)[None, :, None, None]
+    kept = gl.where(column <= limit, apart, fill)
+    return gl.convert_layout(kept.reshape([ROWS, COLS]), x.type.layout)
+
+
+@gluon.jit
+def keep_since(x, at, SLOPE: gl.constexpr, fill):
+    """x in each row's columns from at + SLOPE * row on, else `fill`."""
+    ROWS: gl.constexpr = x.shape[0]
+    COLS: gl.constexpr = x.shape[1]
+    apart = x.reshape([ROWS, COLS // 8, 4, 2])
+    LAYOUT: gl.constexpr = apart.type.layout
+    limit = column_limits(at, SLOPE, ROWS, LAYOUT)
+    eights: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, LAYOUT)))
+    column = (gl.arange(0, COLS // 8, eights) * 8)[None, :, None, None]
+    kept = gl.where(column >= limit, apart, fill)
+    return gl.convert_layout(kept.reshape([ROWS, COLS]), x.type.layout)
+
+
+@gluon.jit
+def down_rows(x, LAYOUT: gl.constexpr):
+    """A value for each row, beside a tile of that layout."""
+    return gl.convert_layout(x, gl.SliceLayout(1, LAYOUT))[:, None]
+
+
+@gluon.jit
+def as_operand(x, LAYOUT: gl.constexpr, OPERAND: gl.constexpr):
+    """Rounded, two elements to a register: the compiler's own conversion packs them again every round."""
+    placed = gl.convert_layout(x, LAYOUT)
+    if OPERAND == gl.float16:
+        rounded = gl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [placed],
+                                            dtype=gl.float16, is_pure=True, pack=2)  # fmt: skip
+    else:
+        rounded = gl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [placed],
+                                            dtype=gl.bfloat16, is_pure=True, pack=2)  # fmt: skip
+    return rounded
+
+
+@gluon.jit
+def tile_of(t, row_tiles, head_group, LONGEST_FIRST: gl.constexpr):
+    """The tile of rows, and the index of the rest of the grid.
+
+    Heads of a group come together, so that their keys and values stay in the L2; within the group the tiles
+    of the last rows, whose loops are longest, come first.
+    """
+    if LONGEST_FIRST:
+        group = t // (row_tiles * head_group)
+        rest = t - group * (row_tiles * head_group)
+        row_tile = row_tiles - 1 - rest // head_group
+        other = group * head_group + rest % head_group
+    else:
+        other = t // row_tiles
+        row_tile = t - other * row_tiles
+    return row_tile, other
+'''
+
+
+def _gluon(text: str) -> str:
+    """Triton's text with Gluon's names: the languages share their functions."""
+    text = text.replace("@triton.jit", "@gluon.jit").replace("tl.math.", "gl.")
+    return re.sub(r"\btl\.", "gl.", text)
+
+
+def in_gluon(line: str) -> str:
+    """A line of Triton as a line of Gluon."""
+    return re.sub(r"\btl\.", "gl.", line.replace("tl.math.", "gl."))
+
+
+def helpers(body: str) -> str:
+    """Source of the functions that the text calls, and of those that these call, in the prelude's order."""
+    wanted: set[str] = set()
+    todo = _called(body)
+    while todo:
+        name = todo.pop()
+        if name not in wanted:
+            wanted.add(name)
+            todo |= _called(_SOURCE[name].split("):", 1)[1])
+    return "".join(f"\n\n{source}\n" for name, source in _SOURCE.items() if name in wanted)
+
+
+def _called(text: str) -> set[str]:
+    return {name for name in _SOURCE if re.search(rf"\b{name}\(", text)}
+
+
+_SHARED = ("floor_div", "ceil_div", "finite", "inverse", "tanh")  # what Triton's kernels call too
+_SOURCE = {
+    **{name: _gluon(triton_prelude.SOURCE[name]) for name in _SHARED},
+    **{
+        match[1]: match[0].rstrip()
+        for match in re.finditer(r"@gluon\.jit\ndef (\w+)(?:(?!@gluon).)*", _PRELUDE, re.DOTALL)
+    },
+}

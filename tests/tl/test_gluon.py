@@ -1,0 +1,298 @@
+"""Programs become Hopper kernels: what they are made of, what they compute in Python threads, that nothing spills."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.targets import find_target
+from harness.tl import ir
+from harness.tl.corpus_index import corpus
+from harness.tl.interpret import interpret
+from harness.tl.lower.backends import lower
+from harness.tl.lower.gluon import lower_gluon
+from harness.tl.lower.gluon_aot import compile_for_hopper
+from harness.tl.lower.gluon_choices import LIMIT, complete, default_table, fitting, shared_bytes
+from harness.tl.lower.lowered import LowerError
+from harness.tl.parse import parse
+from harness.tl.resolve import resolve
+from tasks import Task, find
+from tests.tl.gluon_emulator import Deadlock, Device
+from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape, text_of
+
+TASKS = ("mha", "mha_causal", "gqa_causal", "mqa_causal", "mla_prefill", "sliding_window", "softcap", "cross")
+SHAPES = ((130, 203), (203, 130), (128, 128))  # tails and offsets both ways, one that tiles divide
+LENIENT = {entry.name: entry for entry in corpus("lenient")}
+# The form of a program that is no plain loop of two products: branches, two loops, slices, a step, copies.
+ODD = ("07", "08", "11", "15", "16", "17", "19", "20", "23", "28")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors are small here: more threads only wait for each other."""
+    was = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(was)
+
+
+def emulated(
+    task: Task, prog: ir.Program, choice: dict[str, int], shapes: tuple[tuple[int, int], ...], dtype: str = "fp16",
+    processors: int = 3,
+) -> list[float]:  # fmt: skip
+    """Largest differences between the kernel, run in Python, and the interpreter."""
+    device = Device(processors)
+    module = device.module(lower_gluon(prog, task, choice=choice or None).files["attention.py"])
+    gaps = []
+    for seqs in shapes:
+        w = shape(task, *seqs, dtype)
+        given = inputs(task, w)
+        out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
+        module.attention(**given, out=out, **task.scalars(w))
+        tiles = {n: choice[n] for n, _ in prog.parameters if n in choice}
+        expected = interpret(prog, task, w, given, tiles).outputs["out"]
+        gap = (out.double() - expected.double()).abs().max().item()
+        gaps.append(gap if gap == gap else float("inf"))
+        assert int(module.counter) == 0, "tickets are left over"
+    return gaps
+
+
+# --- what is computed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_kernel_computes_what_the_interpreter_does(name: str) -> None:
+    task, prog = program("reference", name)
+    gaps = emulated(task, prog, {"consumers": 2, "BN": 64}, SHAPES)
+    assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
+SCHEDULES = [
+    dict(zip(("consumers", "BN", "stages", "overlap", "pingpong", "persistent"), values, strict=True))
+    for values in (
+        (3, 128, 2, 1, 1, 2), (2, 128, 2, 1, 0, 1), (2, 64, 3, 0, 0, 0), (1, 32, 1, 1, 0, 2), (3, 16, 1, 1, 1, 0),
+        (2, 256, 2, 0, 0, 2),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("name", ["mha_causal", "sliding_window"])
+def test_no_schedule_changes_the_result(name: str, schedule: dict[str, int]) -> None:
+    task, prog = program("reference", name)
+    dtype = "bf16" if schedule["consumers"] == 2 else "fp16"
+    gaps = emulated(task, prog, schedule, SHAPES[:1], dtype)
+    assert max(gaps) < TOLERANCE[dtype], gaps
+
+
+@pytest.mark.parametrize("name", ["mha_causal", "cross", "softcap"])
+def test_a_softmax_that_is_spelled_out_works_as_well(name: str) -> None:
+    task, prog = program("primitive", name)
+    gaps = emulated(task, prog, {}, SHAPES[:2])
+    assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
+@pytest.mark.parametrize("name", [n for n in LENIENT if n.split("/")[-1][:2] in ODD])
+def test_programs_of_other_forms_work_too(name: str) -> None:
+    task, prog = program_of(LENIENT[name])
+    gaps = emulated(task, prog, {}, SHAPES[:2])
+    assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
+def test_any_number_of_blocks_works_off_the_tiles() -> None:
+    task, prog = program("reference", "mha_causal")
+    for processors, grid in itertools.product((1, 2, 7, 1000), (1, 2)):
+        gaps = emulated(
+            task, prog, {"consumers": 1, "BN": 64, "persistent": grid}, ((150, 100),), "fp16", processors
+        )
+        assert max(gaps) < TOLERANCE["fp16"]
+
+
+def test_the_emulator_notices_a_kernel_that_would_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.tl.gluon_emulator.PATIENCE", 0.3)
+    task, prog = program("reference", "mha")
+    source = lower_gluon(prog, task, choice={"consumers": 1, "BN": 64}).files["attention.py"]
+    broken = source.replace("mbarrier.arrive(V_empty.index(V_place), count=1)", "pass")
+    w = shape(task, 64, 512, "fp16")
+    module = Device().module(broken)
+    with pytest.raises(Deadlock):
+        module.attention(
+            **inputs(task, w), out=torch.empty(task.outputs[0].shape(w)).half(), **task.scalars(w)
+        )
+
+
+# --- the text ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["reference", "primitive", "lenient"])
+def test_every_program_of_the_corpus_becomes_a_kernel(style: str) -> None:
+    for entry in corpus(style)[: None if style != "lenient" else 12]:
+        task, prog = program_of(entry)
+        lowered = lower(prog, task, "gluon")
+        assert set(lowered.files) == {"candidate.toml", "attention.py", "fallback.py"}
+        source = lowered.files["attention.py"]
+        compile(source, "attention.py", "exec")
+        assert lowered.files == lower(prog, task, "gluon").files
+        said = " ".join(line.strip().lstrip("# ") for line in source.splitlines() if "# " in line)
+        for line in ("from global to shared", "Compute GEMM", "from register to global", "for "):
+            assert line.lower() in said.lower() or "15_" in entry.name, (entry.name, line)
+
+
+def test_every_statement_of_a_program_stands_above_its_code() -> None:
+    task, prog = program("reference", "sliding_window")
+    source = lower_gluon(prog, task).files["attention.py"]
+    text = " ".join(line.strip().lstrip("# ") for line in source.splitlines() if line.strip().startswith("#"))
+    for statement in (
+        "Copy Q (BM, dim) in coordinate [L = i] from global to shared",
+        "Compute GEMM Q, K^T and get S", "Compute Multiply S, scale and get new S",
+        "Compute Softmax S, m, l and rescale O", "Copy V (BN, dim_v) in coordinate [L = j] from global to shared",
+        "Compute GEMM S, V and accumulate O", "Compute Divide O, l and get new O",
+        "Copy O (BM, dim_v) in coordinate [L = i] from register to global",
+    ):  # fmt: skip
+        assert statement in text, statement
+
+
+def changed(name: str, before: str, after: str) -> tuple[list[str], list[str]]:
+    """Lines of the kernel that go and that come when a line of the program changes; comments left out."""
+    task = find(name)
+    text = text_of("reference", name)
+    assert before in text
+
+    def lines(t: str) -> list[str]:
+        source = lower_gluon(resolve(parse(t), task), task).files["attention.py"]
+        code = source.split("_producer(")[0].split("\ndef tile_of(")[-1]
+        return [line.strip() for line in code.splitlines() if not line.strip().startswith("#")]
+
+    diff = list(difflib.ndiff(lines(text), lines(text.replace(before, after))))
+    return [d[2:] for d in diff if d[0] == "-"], [d[2:] for d in diff if d[0] == "+"]
+
+
+def test_another_scale_is_another_factor_and_nothing_else() -> None:
+    gone, come = changed("mha", "Multiply S, scale", "Multiply S, scale * 2")
+    assert come and all("factor" in line or "scale" in line for line in (*gone, *come)), (gone, come)
+
+
+def test_another_mask_is_another_limit() -> None:
+    gone, come = changed("mha_causal", "k <= q + seq_k - seq_q", "k < q + seq_k - seq_q")
+    assert any("keep_until" in line for line in come)
+    assert all(re.search(r"keep_until|j_|gl\.|\)|1,", line) for line in (*gone, *come))
+    assert not any("warpgroup_mma" in line or "exp2" in line for line in (*gone, *come))
+
+
+def test_a_statement_on_the_scores_comes_between_product_and_softmax() -> None:
+    old = "Compute Softmax S"
+    _gone, come = changed("mha", f"    {old}", f"    Compute Tanh S and get new S\n    {old}")
+    assert any("tanh(" in line for line in come)
+
+
+def test_a_window_has_masks_on_both_sides_and_a_causal_mask_on_one() -> None:
+    window = lower_gluon(*reversed(program("reference", "sliding_window"))).files["attention.py"]  # type: ignore[arg-type]
+    causal = lower_gluon(*reversed(program("reference", "mha_causal"))).files["attention.py"]  # type: ignore[arg-type]
+    assert "keep_since" in window and "LAST_j" in window
+    assert "keep_since" not in causal and "if LAST_j" not in causal
+    assert "if LATER_j" in causal
+
+
+def test_rounds_run_backwards_only_where_their_order_is_free() -> None:
+    task = find("mha")
+    text = text_of("primitive", "mha").replace(
+        "Compute l = l * alpha + row_sum", "Compute l = l * 0.5 + row_sum"
+    )
+    source = lower_gluon(resolve(parse(text), task), task).files["attention.py"]
+    assert "j_first + j_round" in source and "j_last - 1 - j_round" not in source
+
+
+# --- choices and refusals ---------------------------------------------------------------------------
+
+
+def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
+    _, prog = program("reference", "mha_causal")
+    rows = {row.dim: dict(row.choice) for row in default_table(prog)}
+    assert (rows[128]["BM"], rows[128]["BN"], rows[128]["consumers"], rows[128]["pingpong"]) == (
+        128,
+        128,
+        2,
+        0,
+    )
+    assert (rows[64]["BM"], rows[64]["BN"], rows[64]["consumers"], rows[64]["pingpong"]) == (192, 128, 3, 1)
+    for dim, row in rows.items():
+        assert shared_bytes(prog, row, dim, 128 if dim == 192 else dim) <= LIMIT
+    assert len(fitting(prog, None, 128, 128)) > 4
+
+
+def test_a_choice_is_completed_from_its_rows() -> None:
+    _, prog = program("reference", "mha")
+    assert complete(prog, {"BM": 192})["consumers"] == 3
+    assert complete(prog, {"consumers": 1, "pingpong": 1})["pingpong"] == 0
+    assert complete(prog, {"warps": 8, "BN": 64})["BN"] == 64
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"BM": 96}, "96 query rows"), ({"consumers": 2, "BM": 64}, "2 consumers compute 128 rows"),
+        ({"consumers": 4}, "registers suffice"), ({"consumers": 2, "BN": 96}, "powers of two"),
+        ({"consumers": 2, "persistent": 3}, "kinds of grid"), ({"consumers": 2, "stages": 0}, "needs a place"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_cannot_be_is_refused(choice: dict[str, int], words: str) -> None:
+    task, prog = program("reference", "mha")
+    with pytest.raises(LowerError, match=words):
+        lower_gluon(prog, task, choice=choice)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("Copy Q (BM, dim) in coordinate [L = i] from global to shared",
+         "Copy Q (BM, dim) in coordinate [L = i] from global to register", "registers"),
+        ("Copy K (BN, dim) in coordinate [L = j] from global to shared",
+         "Copy K (BN, dim) in coordinate [L = j] from global to shared pad 1", "zeros only"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_lowered_names_its_statement(before: str, after: str, words: str) -> None:
+    task = find("mha")
+    prog = resolve(parse(text_of("reference", "mha").replace(before, after)), task)
+    with pytest.raises(LowerError, match=words) as error:
+        lower_gluon(prog, task)
+    assert error.value.statement
+
+
+def test_a_grid_without_tiles_of_rows_is_refused() -> None:
+    task, prog = program("reference", "mha")
+    (kernel,) = prog.kernels
+    grid = tuple(a for a in kernel.grid if a.role != "rows")
+    with pytest.raises(LowerError, match="counts no tiles of query rows"):
+        lower_gluon(replace(prog, kernels=(replace(kernel, grid=grid),)), task)
+
+
+def test_only_hopper_is_a_target() -> None:
+    task, prog = program("reference", "mha")
+    with pytest.raises(LowerError, match="for Hopper"):
+        lower(prog, task, "gluon", find_target("a100"))
+    assert lower(prog, task, "gluon", find_target("h100")).backend == "gluon"
+
+
+# --- machine code -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dim"), [("mha_causal", 128), ("mha", 64), ("mla_prefill", 192), ("sliding_window", 128)]
+)
+def test_a_kernel_compiles_for_hopper_without_spills_in_its_loops(name: str, dim: int) -> None:
+    task, prog = program("reference", name)
+    w = shape(task, 4096, 4096, "fp16", heads=16).with_(dim=dim, dim_v=min(dim, 128))
+    (kernel,) = compile_for_hopper(lower_gluon(prog, task), task, w)
+    assert "wgmma.mma_async" in kernel.ptx and "cp.async.bulk.tensor" in kernel.ptx
+    # A few whole numbers may wait in memory from one tile to the next.
+    assert kernel.spill_bytes <= (32 if name in ("mla_prefill", "sliding_window") else 0)
+    assert kernel.shared_bytes <= LIMIT
+    found = kernel.opcodes()
+    assert not found or (found["HGMMA"] and found["USETMAXREG"])

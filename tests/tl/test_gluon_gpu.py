@@ -1,0 +1,194 @@
+"""Claims that only a Hopper GPU can check: programs compiled to Gluon agree there with the language's interpreter.
+
+For every core task and a set of schedules, all styles, odd shapes, tensors that descriptors cannot serve; on two
+streams, in a CUDA graph, with shapes that change from call to call, and bit for bit the same each time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.build.loader import load
+from harness.tl import ir
+from harness.tl.corpus_index import corpus
+from harness.tl.interpret import interpret
+from harness.tl.lower.gluon import lower_gluon
+from harness.tl.lower.gluon_choices import LIMIT, complete, shared_bytes
+from tasks import Task, Workload
+from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+        reason="needs a Hopper GPU",
+    ),
+]
+
+TASKS = ("mha", "mha_causal", "gqa_causal", "mqa_causal", "mla_prefill", "sliding_window", "softcap", "cross")
+SHAPES = ((256, 256), (130, 333), (333, 130), (1, 65), (577, 577))
+KEYS = ("consumers", "BN", "stages", "overlap", "pingpong", "persistent")
+CHOICES = (
+    None,
+    (2, 128, 2, 1, 0, 2), (2, 64, 2, 1, 1, 2), (3, 128, 2, 1, 1, 2), (3, 64, 2, 1, 0, 1), (2, 64, 3, 0, 0, 0),
+    (1, 64, 2, 1, 0, 2), (2, 32, 1, 1, 0, 1), (2, 64, 2, 1, 1, 0), (3, 16, 2, 0, 0, 2), (1, 128, 1, 0, 0, 1),
+)  # fmt: skip
+
+
+def built(prog: ir.Program, task: Task, choice: dict[str, int] | None, folder: Path) -> Any:
+    lowered = lower_gluon(prog, task, choice=choice)
+    where = lowered.write(folder / f"{lowered.name}_{abs(hash(lowered.files['attention.py']))}")
+    return load(where, "attention.py", "gluon", torch.device("cuda")).function
+
+
+def run(attention: Any, task: Task, w: Workload, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype, device="cuda")
+    attention(**given, out=out, **task.scalars(w))
+    return out
+
+
+def on_gpu(task: Task, w: Workload, seed: int = 0) -> dict[str, torch.Tensor]:
+    return {n: t.cuda() for n, t in inputs(task, w, seed).items()}
+
+
+def expected(prog: ir.Program, task: Task, w: Workload, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    return interpret(prog, task, w, {n: t.cpu() for n, t in given.items()}).outputs["out"]
+
+
+def gap(out: torch.Tensor, wanted: torch.Tensor) -> float:
+    found = (out.cpu().double() - wanted.double()).abs().max().item()
+    return found if found == found else float("inf")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("values", CHOICES, ids=str)
+@pytest.mark.parametrize("name", TASKS)
+def test_the_kernel_agrees_with_the_interpreter(
+    name: str, values: tuple[int, ...] | None, dtype: str, folder: Path
+) -> None:
+    task, prog = program("reference", name)
+    choice = dict(zip(KEYS, values, strict=True)) if values else None
+    like = shape(task, 64, 64, dtype)
+    if choice and shared_bytes(prog, complete(prog, choice), like.dim, like.dim_v) > LIMIT:
+        pytest.skip("the tiles have no room")
+    attention = built(prog, task, choice, folder)
+    for seqs in SHAPES:
+        w = shape(task, *seqs, dtype, batch=2)
+        given = on_gpu(task, w)
+        found = gap(run(attention, task, w, given), expected(prog, task, w, given))
+        assert found < TOLERANCE[dtype], (seqs, found)
+
+
+@pytest.mark.parametrize("style", ["primitive", "lenient"])
+def test_every_style_agrees_with_the_interpreter(style: str, folder: Path) -> None:
+    for entry in corpus(style):
+        task, prog = program_of(entry)
+        attention = built(prog, task, None, folder)
+        for seqs in SHAPES[:3]:
+            w = shape(task, *seqs, "fp16")
+            given = on_gpu(task, w)
+            found = gap(run(attention, task, w, given), expected(prog, task, w, given))
+            assert found < TOLERANCE["fp16"], (entry.name, seqs, found)
+
+
+@pytest.mark.parametrize(("dim", "dim_v"), [(128, 128), (64, 128), (96, 96), (256, 256), (40, 72), (21, 33)])
+def test_any_head_dimension_works_some_by_the_fallback(dim: int, dim_v: int, folder: Path) -> None:
+    task, prog = program("reference", "mha_causal")
+    attention = built(prog, task, None, folder)
+    for seqs in SHAPES[1:3]:
+        w = shape(task, *seqs, "bf16").with_(dim=dim, dim_v=dim_v)
+        given = on_gpu(task, w)
+        found = gap(run(attention, task, w, given), expected(prog, task, w, given))
+        assert found < TOLERANCE["bf16"], (seqs, found)
+
+
+def test_strides_are_free(folder: Path) -> None:
+    """Heads before the sequence in memory; and rows that descriptors cannot address."""
+    task, prog = program("reference", "mha")
+    attention = built(prog, task, None, folder)
+    w = shape(task, 200, 300, "fp16", heads=4, batch=2)
+    given = on_gpu(task, w)
+    wanted = expected(prog, task, w, given)
+    permuted = {n: t.transpose(1, 2).contiguous().transpose(1, 2) for n, t in given.items()}
+    assert gap(run(attention, task, w, permuted), wanted) < TOLERANCE["fp16"]
+    odd = {n: torch.nn.functional.pad(t, (0, 1))[..., :-1] for n, t in given.items()}
+    assert gap(run(attention, task, w, odd), wanted) < TOLERANCE["fp16"]
+
+
+# --- tickets ----------------------------------------------------------------------------------------
+
+
+def test_results_are_the_same_bit_for_bit(folder: Path) -> None:
+    for name, heads in (("mha_causal", 16), ("mha", 16)):
+        task, prog = program("reference", name)
+        attention = built(prog, task, None, folder)
+        w = shape(task, 1024, 1024, "fp16", heads=heads, batch=4)
+        given = on_gpu(task, w)
+        first = run(attention, task, w, given)
+        assert all(torch.equal(run(attention, task, w, given), first) for _ in range(20))
+
+
+def test_shapes_may_change_from_call_to_call(folder: Path) -> None:
+    task, prog = program("reference", "mha_causal")
+    attention = built(prog, task, None, folder)
+    work = [
+        shape(task, n, n, "fp16", heads=h, batch=b)
+        for n, h, b in ((64, 1, 1), (700, 8, 2), (129, 4, 3), (2048, 16, 1))
+    ]
+    given = [on_gpu(task, w) for w in work]
+    first = [run(attention, task, w, g) for w, g in zip(work, given, strict=True)]
+    for _ in range(3):
+        for w, g, wanted in zip(work, given, first, strict=True):
+            assert torch.equal(run(attention, task, w, g), wanted)
+
+
+def test_two_streams_do_not_disturb_each_other(folder: Path) -> None:
+    task, prog = program("reference", "mha_causal")
+    attention = built(prog, task, None, folder)
+    works = [shape(task, n, n, "fp16", heads=16, batch=2) for n in (1024, 1536)]
+    given = [on_gpu(task, w, seed) for seed, w in enumerate(works)]
+    wanted = [run(attention, task, w, g) for w, g in zip(works, given, strict=True)]
+    streams = [torch.cuda.Stream() for _ in works]  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    found: list[list[torch.Tensor]] = [[], []]
+    for _, (n, stream) in itertools.product(range(10), enumerate(streams)):
+        with torch.cuda.stream(stream):
+            found[n].append(run(attention, task, works[n], given[n]))
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, wanted[n]) for n in (0, 1) for out in found[n])
+
+
+def test_a_graph_can_be_captured_and_replayed_beside_other_work(folder: Path) -> None:
+    task, prog = program("reference", "mha_causal")
+    attention = built(prog, task, None, folder)
+    w = shape(task, 1024, 1024, "fp16", heads=16, batch=2)
+    given = on_gpu(task, w)
+    wanted = run(attention, task, w, given)
+    out = torch.empty_like(wanted)
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            attention(**given, out=out, **task.scalars(w))
+    for _ in range(5):
+        out.fill_(float("nan"))
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            graph.replay()
+        beside = run(attention, task, w, given)
+        torch.cuda.synchronize()
+        assert torch.equal(out, wanted) and torch.equal(beside, wanted)
