@@ -145,7 +145,9 @@ def test_a_schedule_is_asked_for_once_the_program_is_right_and_is_not_searched_o
     asked = next(s for s in steps if isinstance(s, Ask) and s.stage == "schedule")
     assert "`consumers`" in asked.messages[-1].content and "Kernel p" in asked.messages[-2].content
     assert "Time:refine" not in outline(steps)
-    wrong = play("tl-scheduled", lambda s, n: Reply(False, "TL601") if "Examine" in outline([s])[0] else model(s))
+    wrong = play(
+        "tl-scheduled", lambda s, n: Reply(False, "TL601") if "Examine" in outline([s])[0] else model(s)
+    )
     assert not [s for s in wrong if isinstance(s, Ask) and s.stage == "schedule"]
 
 
