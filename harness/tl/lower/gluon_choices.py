@@ -124,17 +124,20 @@ def registers(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: i
 
 
 def space(program: ir.Program) -> Iterator[dict[str, int]]:
-    """Choices that a search tries: tiles with consumers, stages, turns and grids."""
+    """Choices that a search tries: tiles with consumers, stages, turns and groups of heads.
+
+    Tickets only: a block for each tile was behind in every cell that was measured.
+    """
     rows = rows_of(program)
     others = [n for n, _ in program.parameters if ir.Sym(n) != rows]
     seen: set[tuple[tuple[str, int], ...]] = set()
-    for consumers, size, stages, pingpong, grid in itertools.product(
-        CONSUMERS, (128, 64), (2, 3), (0, 1), (2, 0)
+    for consumers, size, stages, pingpong, heads in itertools.product(
+        (2, 3), (128, 64), (2, 3), (0, 1), (0, 4, 32)
     ):
         tiles = {
             n: size if len(choices) > 1 else choices[0] for n, choices in program.parameters if n in others
         }
-        asked = {**tiles, "consumers": consumers, "stages": stages, "pingpong": pingpong, "persistent": grid}
+        asked = {**tiles, "consumers": consumers, "stages": stages, "pingpong": pingpong, "heads": heads}
         try:
             full = complete(program, asked)
         except LowerError:
