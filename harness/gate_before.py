@@ -63,7 +63,10 @@ def changed_since(experiment: Experiment, folder: Path) -> tuple[Experiment, Bef
         if w.kernel in old and w.task in old[w.kernel].tasks and old[w.kernel].fits(experiment.target)
     }
     kept = tuple(str(m.folder) for m in plan.candidates)
-    return experiment.model_copy(update={"candidates": kept}), Before(folders)
+    update: dict[str, object] = {"candidates": kept}
+    if experiment.anchor is not None:  # other baselines have no old selves
+        update["baselines"] = (experiment.anchor,)
+    return experiment.model_copy(update=update), Before(folders)
 
 
 def _all(folder: Path) -> Iterator[Manifest]:
