@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -82,13 +82,11 @@ def gate(asked: Asked, telling: Telling, measured: bool) -> None:
         before = _before(experiment, storage)
     else:
         experiment, before = _changed_since(experiment, asked.against)
-        if not experiment.candidates:
-            print(
-                f"every kernel is, byte for byte, that of {asked.against}: nothing to measure",
-                file=sys.stderr,
-            )
-            _tell(Judgement(()), telling)
-            return
+        storage = replace(storage, target=f"{storage.target}-against")  # a part is never made a reference
+    if not experiment.candidates and asked.against is not None:
+        print(f"no kernel differs from those of {asked.against}: nothing to measure", file=sys.stderr)
+        _tell(Judgement(()), telling)
+        return
     if not measured:
         _measure(asked, experiment, storage, WHOLE, before=before)
     try:
