@@ -433,7 +433,7 @@ def test_a_real_kernel_that_became_slower_is_caught_beside_what_it_was(tmp_path,
     (tmp_path / "mine.toml").write_text(
         'target = "cpu"\ntasks = "mha_causal"\nworkloads = "smoke"\nbaselines = "sdpa-flash"\nanchor = "sdpa-flash"\n'
         f'candidates = "{tmp_path / "kernels"}"\n'
-        "sampling = { half_width = 0.5, time_cap_s = 0.3, block_ms = 5, min_rounds = 6, max_rounds = 8 }\n"
+        "sampling = { half_width = 0.2, time_cap_s = 8, block_ms = 5, min_rounds = 10, max_rounds = 20 }\n"
     )
     options = ("--experiment", "mine.toml", *(() if SANDBOX else ("--no-sandbox",)))
     monkeypatch.setattr(gate_commands, "RULE", Rule(reference=1, most=1))
