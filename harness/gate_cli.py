@@ -27,14 +27,16 @@ CODES = (
 )  # fmt: skip
 app = typer.Typer(
     help="Is a kernel slower than it was? Measure, compare with the stored reference, decide.\n\n"
-    "Each kernel is timed beside a human baseline, block by block, and what is compared with the reference "
-    "is the ratio of the two: what the machine does that day is not in it. A case fails when the interval of "
+    "A kernel that has changed is timed beside what it was in the reference, whose sources are kept with it, "
+    "block by block in one session: what the machine does that day happens to both. One that has not is "
+    "compared by its stored ratio over a human baseline. A case fails when the interval of "
     "that change lies beyond 5 % (or twice the noise floor, where that is more) and a second run agrees. "
     "What is unclear is a warning.",
     epilog=foot(
         "attnbench gate --reference   # once, on a version that you trust",
         "attnbench gate               # after a change",
         "attnbench gate accept        # raise the reference",
+        "attnbench gate --against DIR # without one: beside the kernels of another checkout",
         then="docs/gate.md has CI workflows, and what each outcome means. 75, with --measured: cases must be "
         "measured once more.",
         codes=CODES,
@@ -86,6 +88,14 @@ def gate(
             "--reference", metavar=FLAG, help="Keep what is measured now as the reference; decide nothing."
         ),
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="DIR",
+            help="Compare with this folder's kernels of the same names, side by side; needs no reference.",
+        ),
+    ] = None,
     measured: Annotated[
         bool,
         typer.Option("--measured", metavar=FLAG, help="Decide on what was measured last; measure nothing."),
@@ -114,8 +124,13 @@ def gate(
     from harness import gate_commands
 
     asked = gate_commands.Asked(
-        experiment, target, tuple(candidates or ()), anchor, time_cap, storage, no_sandbox
+        experiment, target, tuple(candidates or ()), anchor, time_cap, storage, no_sandbox, against
     )
+    if against is not None and reference:
+        fail(
+            "--against compares with kernels and --reference keeps a measurement: give one of them",
+            EXIT_USAGE,
+        )
     there = os.environ.get("GITHUB_ACTIONS") == "true"
     telling = gate_commands.Telling(as_json, junit, there if github is None else github)
     try:

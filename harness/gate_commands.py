@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,11 +23,14 @@ from harness.exits import (
     fail,
 )
 from harness.experiment import Experiment, experiment_of, located, read_experiment
+from harness.gate_before import NOTHING, Before, changed_since, keep_sources, stored_before
 from reports.gate.accept import Raised, Refused, first, raised
+from reports.gate.beside import former
 from reports.gate.change import RULE
 from reports.gate.decision import Judgement, judge
 from reports.gate.github import annotations
 from reports.gate.junit import junit
+from reports.gate.kernels import Kernels
 from reports.gate.saved import SavedError
 from reports.gate.storage import AGAIN, REFERENCE, WHOLE, NoMeasurement, NoReference, Storage
 from reports.gate.table import as_json, markdown, report
@@ -46,6 +49,7 @@ class Asked:
     time_cap_s: float | None = None
     storage: Path = Path(".benchmarks")
     no_sandbox: bool = False
+    against: Path | None = None  # kernels to compare with, instead of a reference
 
     def experiment(self) -> Experiment:
         """Raises ExperimentError."""
@@ -74,15 +78,24 @@ def gate(asked: Asked, telling: Telling, measured: bool) -> None:
     """Measure unless that was done, decide, say so; leaves with an exit code."""
     experiment = guarded(asked.experiment)
     storage = _storage(asked, experiment)
+    if asked.against is None:
+        before = _before(experiment, storage)
+    else:
+        experiment, before = _changed_since(experiment, asked.against)
+        storage = replace(storage, target=f"{storage.target}-against")  # a part is never made a reference
+    if not experiment.candidates and asked.against is not None:
+        print(f"no kernel differs from those of {asked.against}: nothing to measure", file=sys.stderr)
+        _tell(Judgement(()), telling)
+        return
     if not measured:
-        _measure(asked, experiment, storage, WHOLE)
+        _measure(asked, experiment, storage, WHOLE, before=before)
     try:
-        judgement = judge(storage.reference(), storage.runs())
+        judgement = _judged(asked, storage)
         for _ in range(RULE.most - 1):
             if measured or not judgement.again:
                 break
-            _measure(asked, experiment, storage, AGAIN, judgement.again)
-            judgement = judge(storage.reference(), storage.runs())
+            _measure(asked, experiment, storage, AGAIN, judgement.again, before)
+            judgement = _judged(asked, storage)
     except NoReference as error:
         _without_reference(asked, experiment, storage, error, measured)
     except SavedError as error:
@@ -94,6 +107,30 @@ def gate(asked: Asked, telling: Telling, measured: bool) -> None:
         raise SystemExit(EXIT_NOT_COMPARABLE)
     if judgement.again:
         raise SystemExit(EXIT_PENDING if measured else EXIT_MACHINE)
+
+
+def _judged(asked: Asked, storage: Storage) -> Judgement:
+    """Raises SavedError."""
+    runs = storage.runs()
+    if asked.against is None:
+        return judge(storage.reference(), runs)
+    return judge(former(runs), runs, there=str(asked.against))
+
+
+def _before(experiment: Experiment, storage: Storage) -> Before:
+    """What changed kernels were. Without a reference that can be read, nothing: that is said later."""
+    try:
+        reference = storage.reference()
+    except SavedError:
+        return NOTHING
+    before = guarded(lambda: stored_before(experiment, reference, Kernels(storage.folder)))
+    for note in before.notes:
+        print(note, file=sys.stderr)
+    return before
+
+
+def _changed_since(experiment: Experiment, folder: Path) -> tuple[Experiment, Before]:
+    return guarded(lambda: changed_since(experiment, folder))
 
 
 def make_reference(asked: Asked, measured: bool) -> None:
@@ -194,28 +231,43 @@ def _storage(asked: Asked, experiment: Experiment) -> Storage:
 
 
 def _measure(
-    asked: Asked, experiment: Experiment, storage: Storage, kind: str, cases: Sequence[str] = ()
+    asked: Asked,
+    experiment: Experiment,
+    storage: Storage,
+    kind: str,
+    cases: Sequence[str] = (),
+    before: Before = NOTHING,
 ) -> None:
-    """Run the benchmarks as pytest does; theirs is the standard error, ours the standard output."""
+    """Run the benchmarks as pytest does; theirs is the standard error, ours the standard output.
+
+    The sources are kept before: one day this may be a reference.
+    """
     if not BENCHMARKS.exists():
         fail(
             f"the gate's benchmarks lie in a checkout, and {BENCHMARKS} is not there: git clone attnbench, "
             "and run the gate in its folder",
             EXIT_MACHINE,
         )
-    before = _saved_files(storage)
+    try:
+        guarded(lambda: keep_sources(experiment, Kernels(storage.folder)))
+    except OSError as error:
+        fail(f"cannot write {error.filename or storage.folder}: {error.strerror}", EXIT_STORE)
+    saved = _saved_files(storage)
     with tempfile.TemporaryDirectory(prefix="attnbench-gate-") as folder:
         file = Path(folder) / "experiment.toml"
         file.write_text(as_toml(experiment), encoding="utf-8")
+        olds = Path(folder) / "before.json"
+        olds.write_text(json.dumps({case: str(place) for case, place in before.folders.items()}))
         command = [
             sys.executable, "-m", "pytest", str(BENCHMARKS), "--gate", str(file), "--benchmark-only",
+            f"--gate-before={olds}",
             f"--benchmark-save={storage.name(kind)}", f"--benchmark-storage=file://{storage.folder}",
             "--benchmark-columns=median,min,max,rounds", "--timeout=0", "--no-header",
             *(f"--gate-case={case}" for case in cases),
             *(["--gate-no-sandbox"] if asked.no_sandbox else []),
         ]  # fmt: skip
         ended = run_benchmarks(command)
-    if _saved_files(storage) == before:
+    if _saved_files(storage) == saved:
         if ended == EXIT_FOUND:
             fail("no kernel gave a time; why is said above", EXIT_FOUND)
         known = ended in (EXIT_USAGE, EXIT_MACHINE, EXIT_STORE)

@@ -1,12 +1,16 @@
-"""What the gate is worth on this machine: real measurements of a kernel against itself, and of a slower one.
+"""What the gate is worth on this machine: a kernel beside itself, and a slower one beside it, measured.
 
-    nice -n 2 python -m tests.gate_trial --out trial.json [--core 1] [--minutes 15]
+    nice -n 2 python -m tests.gate_trial --out trial.json [--core 1] [--minutes 30]
 
-References are measured first, then new sessions in other processes, as on another day. A comparison is that of
-`attnbench gate`: the same sessions of `harness.measure`, the same rule, further looks where runs must agree.
-The slower kernel does about ten per cent more of the same work: it computes some tiles twice; how many is
-calibrated, and what it cost is in the results. Two things differ from a gate's run: the kernel, our own, is
-verified once a day and runs without a sandbox; and one core is used, so that no call waits for a second one.
+A comparison is that of `attnbench gate` where a kernel has changed: one session has the anchor, its duplicate,
+the kernel as it was and as it is, each of the two in a process of its own; the same sampling code, the same rule,
+further sessions in other processes where runs must agree. What is not slower differs in a remark only. The slower
+one does about ten per cent more of the same work: it computes some tiles twice; how many is calibrated, and
+what it cost is in the results. It has sessions of its own, with the kernel as it was: who else is in a session
+may matter. Every `days`-th part of the comparisons has new processes.
+
+Two things differ from a gate's run: the kernels, our own, are verified once a day and run without a sandbox; and
+one core is used, so that no call waits for a second one. The file is written after every comparison.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import numpy as np
 
 from harness.bench import Bench
 from harness.build.manifest import Manifest, read_candidate
-from harness.entrants import Entrant, baseline_trial, build, candidate_trial, slot_contents
+from harness.entrants import Entrant, Trial, baseline_trial, build, candidate_trial, slot_contents
 from harness.entrants import plan as plan_entrant
 from harness.experiment import Cell, experiment_of
 from harness.measure.session import Policy, Session
@@ -35,9 +39,11 @@ from harness.measure.statistics import Change
 from harness.targets import find_target
 from harness.verify.exam import Question
 from harness.worker.moves import draw
+from harness.worker.process import Worker
+from reports.gate.beside import speed_over
 from reports.gate.change import RULE, Look
 from reports.gate.decision import Outcome, weigh
-from reports.gate.saved import Case, Machine
+from reports.gate.saved import Case, Machine, OldSelf
 from tasks import find
 from tasks.spec import Workload
 
@@ -47,6 +53,7 @@ WORKLOAD = Workload(TASK, 1, 2, 2, 512, 512, 64, 64, "fp32")
 SLOWDOWN = 1.10  # in time
 TILES = 16  # two heads, eight tiles of queries each; the first ones see most keys
 TRIED = (1, 2, 3)  # tiles computed twice, while calibrating
+PLACES = 2  # processes of each kernel: a further session of a comparison is in others than the one before
 SAMPLING = {"block_ms": 12.0, "flush_ms": 10.0, "max_iterations": 10, "min_rounds": 10, "max_rounds": 1000}
 LOOP = "for work in prange(batch * heads * blocks):\n"
 TWICE = (
@@ -57,8 +64,9 @@ from flash import flash_attention
 
 def attention(q, k, v, out, *, scale):
     flash_attention(q, k, v, out, scale=scale, causal=True, extra={extra})
+# {remark}
 """
-SAME = "kernel.py"
+OLD, SAME, SLOWER = "old", "same", "slower"
 
 
 @dataclass
@@ -68,21 +76,21 @@ class Settings:
     out: Path
     core: int
     cap_s: float
+    half_width: float
     minutes: float
     comparisons: int
     slowdowns: int
     days: int
-    references: int
+    tiles: int
     seed: int
 
 
 @dataclass
-class Trial:
-    """One comparison: what each look said and what it came to."""
+class Comparison:
+    """What each look said, and what they came to."""
 
     kind: str
     day: int
-    reference: int
     outcome: Outcome = Outcome.AGAIN
     looks: tuple[Look, ...] = ()
     look: Look | None = None
@@ -94,8 +102,8 @@ class Trial:
         self.outcome, self.looks, self.look = weighed.outcome, weighed.looks, weighed.look
 
 
-def bundle(folder: Path, extras: Sequence[int]) -> Manifest:
-    """The example kernel, and slower ones that compute so many tiles twice."""
+def kernel(folder: Path, extra: int = 0, remark: str = "as it was") -> Manifest:
+    """The example kernel, or one that computes so many tiles twice."""
     source = (EXAMPLE / "flash.py").read_text()
     for old, new in (
         (LOOP, TWICE),
@@ -105,201 +113,235 @@ def bundle(folder: Path, extras: Sequence[int]) -> Manifest:
     ):
         assert source.count(old) == 1, old
         source = source.replace(old, new)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "flash.py").write_text(source)
-    for name, extra in ((SAME, 0), *((slower(n), n) for n in extras)):
-        (folder / name).write_text(KERNEL.format(extra=extra))
+    (folder / "kernel.py").write_text(KERNEL.format(extra=extra, remark=remark))
     (folder / "candidate.toml").write_text(f'task = "{TASK}"\nbackend = "numba"\nentry = "kernel.py"\n')
     return read_candidate(folder)
 
 
-def slower(extra: int) -> str:
-    return f"slower_{extra}.py"
-
-
 class Day:
-    """Fresh processes: the anchor and its duplicate in one, the kernels in another."""
+    """Fresh processes: the anchor and its duplicate in one, each kernel in one of its own."""
 
-    def __init__(self, manifest: Manifest, kernels: Sequence[str], core: int, seed: int) -> None:
+    def __init__(self, kernels: dict[str, Manifest], core: int, seed: int) -> None:
         experiment = experiment_of(
             {"target": "cpu", "tasks": TASK, "workloads": "smoke", "baselines": ANCHOR}, "trial"
         )
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {core})  # workers inherit it; the judge may run where there is room
+        self.core, self.manifests = core, kernels
         self.bench = Bench(experiment, find_target("cpu"), sandbox=None)
         self.cell, self.lot = Cell(find(TASK), WORKLOAD), random.Random(seed)
         self.slots = self.bench.slots(self.cell)
         self.exam = self.bench.exam(
             self.cell.task, WORKLOAD, [Question("normal", seed), Question("normal", seed + 1)]
         )
-        library = self.bench.library_worker()
-        self.exam.admit(library, self.slots)
+        self.library = self.bench.library_worker()
+        self.exam.admit(self.library, self.slots)
         self.anchor = build(baseline_trial(ANCHOR, self.cell, self.bench), self.bench)
-        self.exam.prepare(library, ANCHOR)
+        self.exam.prepare(self.library, ANCHOR)
         self.bench.load_baseline(ANCHOR, ANCHOR + "#2")
-        self.exam.prepare(library, ANCHOR + "#2")
-        self.trial = candidate_trial(manifest, self.cell, self.bench)
-        worker = self.bench.seat(manifest, kernels[0]).worker
-        self.exam.admit(worker, self.slots)
-        self.workers = (library, worker)
-        self._fill(swap=False)
-        for kernel in kernels:
-            self.bench.seat(manifest, kernel)
-            self.exam.prepare(worker, kernel)
-            self.exam.run(worker, kernel, 0, first=True)
-            assert self.exam.mark(worker, kernel, 0, 0).passed, kernel
+        self.exam.prepare(self.library, ANCHOR + "#2")
+        self._fill([self.library], swap=False)
+        self.kernels: dict[str, tuple[Trial, Worker]] = {}
         os.sched_setaffinity(0, cores)
         self.machine = Machine.of(self.bench.environment)
+
+    def _seat(self, name: str) -> None:
+        """Started, verified and stopped, when it is needed first."""
+        if name in self.kernels:
+            return
+        cores, manifest = os.sched_getaffinity(0), self.manifests[name]
+        os.sched_setaffinity(0, {self.core})
+        worker = self.bench.seat(manifest, "kernel.py").worker
+        os.sched_setaffinity(0, cores)
+        self.exam.admit(worker, self.slots)
+        self._fill([worker], swap=False)
+        self.exam.prepare(worker, "kernel.py")
+        self.exam.run(worker, "kernel.py", 0, first=True)
+        assert self.exam.mark(worker, "kernel.py", 0, 0).passed, name
+        worker.stop()
+        self.kernels[name] = candidate_trial(manifest, self.cell, self.bench), worker
 
     def close(self) -> None:
         self.bench.__exit__()
 
-    def measure(self, kernels: Sequence[str], cap_s: float) -> dict[str, Case]:
+    def measure(self, names: Sequence[str], cap_s: float, half_width: float) -> Session:
         """One session of these kernels beside the anchor and its duplicate."""
-        library, worker = self.workers
-        twin = Entrant(self.anchor.trial, library, ANCHOR + "#2", [])
+        twin = Entrant(self.anchor.trial, self.library, ANCHOR + "#2", [])
         contenders = [
             plan_entrant(self.anchor, self.bench, judged=False),
             plan_entrant(twin, self.bench, name=ANCHOR + "#2"),
-            *(plan_entrant(Entrant(self.trial, worker, k, []), self.bench, name=k) for k in kernels),
         ]
-        policy = Policy(half_width=0.002, time_cap_s=cap_s, **SAMPLING)
+        for name in names:
+            self._seat(name)
+        for name in names:
+            trial, worker = self.kernels[name]
+            contenders.append(plan_entrant(Entrant(trial, worker, "kernel.py", []), self.bench, name=name))
+            worker.stop()
+        policy = Policy(half_width=half_width, time_cap_s=cap_s, **SAMPLING)  # type: ignore[arg-type]
         session = Session(
             contenders, ANCHOR, policy, self.bench.telemetry, "cpu", self.slots,
             lambda: draw(self.exam.layout, self.lot),
         )  # fmt: skip
         for phase in (0, 1):
-            self._fill(swap=bool(phase))
+            self._fill([self.library, *(self.kernels[name][1] for name in names)], swap=bool(phase))
             session.sample(share=(phase + 1) / 2)
-        noise = session.result(ANCHOR + "#2").ratio
-        return {k: self._case(k, session, noise) for k in kernels}
+        return session
 
-    def _case(self, kernel: str, session: Session, noise: Any) -> Case:
-        sampled = session.result(kernel)
+    def compared(self, old: str, new: str, s: Settings) -> tuple[Case, Case]:
+        """What is stored of the old kernel, and the new one with it beside."""
+        session = self.measure((old, new), s.cap_s, s.half_width)
+        before, now = session.result(old), session.result(new)
+        stored = self._case(old, session)
+        beside = OldSelf(
+            sha256=stored.sha256,
+            time_ms=stored.time_ms,
+            speed=speed_over(now, before, old),
+            anchored=stored.ratio,
+        )
+        return stored, self._case(new, session).model_copy(update={"old": beside})
+
+    def _case(self, name: str, session: Session) -> Case:
+        sampled, (trial, _) = session.result(name), self.kernels[name]
         return Case(
-            task=TASK, workload=WORKLOAD.key, kernel="kernel", kind="candidate", sha256=self.trial.record.sha256,
+            task=TASK, workload=WORKLOAD.key, kernel="kernel", kind="candidate", sha256=trial.record.sha256,
             anchor_sha256=self.anchor.trial.record.sha256, clock=sampled.clock,
-            time_ms=sampled.device_time.median_ms, ratio=sampled.ratio, noise=noise, machine=self.machine,
+            time_ms=sampled.device_time.median_ms, ratio=sampled.ratio,
+            noise=session.result(ANCHOR + "#2").ratio, machine=self.machine,
         )  # fmt: skip
 
-    def _fill(self, *, swap: bool) -> None:
-        for worker in self.workers:
+    def _fill(self, workers: Sequence[Worker], *, swap: bool) -> None:
+        for worker in workers:
             self.exam.fill(worker, slot_contents(self.slots, swap=swap))
 
 
 def calibrated(folder: Path, s: Settings) -> tuple[int, dict[int, float]]:
     """Tiles to compute twice for the slowdown wanted, and what those that were tried cost in time."""
-    day = Day(bundle(folder, TRIED), (SAME, *map(slower, TRIED)), s.core, s.seed)
+    names = {n: str(n) for n in (0, *TRIED)}
+    day = Day({name: kernel(folder / name, n) for n, name in names.items()}, s.core, s.seed)
     try:
-        cases = day.measure((SAME, *map(slower, TRIED)), 5 * s.cap_s)
+        session = day.measure(tuple(names.values()), 5 * s.cap_s, 0.002)
+        own = session.result(names[0])
+        cost = {n: speed_over(own, session.result(names[n]), names[n]).median for n in TRIED}
     finally:
         day.close()
-    own = cases[SAME].ratio.median
-    cost = {n: own / cases[slower(n)].ratio.median for n in TRIED}
     slope, start = np.polyfit(TRIED, [cost[n] for n in TRIED], 1)
     return max(1, round((SLOWDOWN - start) / slope)), cost
 
 
-def references_of(manifest: Manifest, s: Settings) -> list[Case]:
-    """Stored sessions, thrice as long as new ones; a noisy one is measured again, the quietest is kept."""
-    day, found = Day(manifest, (SAME,), s.core, s.seed + 1), list[Case]()
-    try:
-        while len(found) < s.references:
-            tries: list[Case] = []
-            while not tries or (len(tries) < RULE.most and _noisy(tries[-1])):
-                tries.append(day.measure((SAME,), 3 * s.cap_s)[SAME])
-            found.append(min(tries, key=lambda case: case.noise_floor))
-    finally:
-        day.close()
-    return found
-
-
-def _noisy(case: Case) -> bool:
-    return RULE.noise_factor * case.noise_floor > RULE.least
+def kernels_of(folder: Path, extra: int) -> dict[str, Manifest]:
+    """Each kernel as often as it has processes, which have different content by their remark."""
+    return {
+        f"{name}.{place}": kernel(folder / f"{name}.{place}", tiles, f"{name}, in process {place}")
+        for place in range(PLACES)
+        for name, tiles in ((OLD, 0), (SAME, 0), (SLOWER, extra))
+    }
 
 
 def run(s: Settings) -> dict[str, Any]:
-    """The whole trial; ends early when its minutes are over."""
-    began, trials = time.monotonic(), list[Trial]()
+    """The whole trial; ends early when its minutes are over. What there is lies in its file all the time."""
+    began, done, found = time.monotonic(), list[Comparison](), dict[str, Any]()
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="attnbench-trial-") as folder:
-        extra, cost = calibrated(Path(folder) / "calibration", s)
-        print(f"slower: {extra} of {TILES} tiles twice; tried {cost}", flush=True)
-        manifest = bundle(Path(folder) / "kernels", (extra,))
-        stored = references_of(manifest, s)
-        print(f"noise floors of the references: {[round(c.noise_floor, 4) for c in stored]}", flush=True)
+        extra, cost = (s.tiles, {}) if s.tiles else calibrated(Path(folder) / "calibration", s)
+        print(f"slower: {extra} of {TILES} tiles twice; tried {cost or 'nothing'}", flush=True)
+        manifests = kernels_of(Path(folder) / "kernels", extra)
         for n in range(s.days):
-            day = Day(manifest, (SAME, slower(extra)), s.core, s.seed + 2 + n)
+            if time.monotonic() - began > 60 * s.minutes:
+                break
+            day = Day(manifests, s.core, s.seed + 1 + n)
             try:
                 for index in range(n * s.comparisons // s.days, (n + 1) * s.comparisons // s.days):
                     if time.monotonic() - began > 60 * s.minutes:
                         break
-                    trials += _compared(day, n, index, stored, extra, s)
+                    done += _compared(day, n, index, s)
+                    found = {
+                        "machine": day.machine.model_dump(mode="json"),
+                        "settings": {**asdict(s), "out": str(s.out.name)},
+                        "rule": asdict(RULE),
+                        "nice": os.nice(0),
+                        "load": {"before": load_before, "after": os.getloadavg()},
+                        "seconds": round(time.monotonic() - began),
+                        "slower": {"tiles_twice": extra, "of": TILES, "calibration": cost},
+                        "summary": summary(done),
+                        "comparisons": [_figures(c) for c in done],
+                    }
+                    _write(s.out, found)
+                    print(f"  {found['seconds']} s: {tally(done)}", flush=True)
             finally:
                 day.close()
-    return {
-        "machine": day.machine.model_dump(mode="json"),
-        "settings": {**asdict(s), "out": str(s.out.name)},
-        "rule": asdict(RULE),
-        "nice": os.nice(0),
-        "load": {"before": load_before, "after": os.getloadavg()},
-        "seconds": round(time.monotonic() - began),
-        "slower": {"tiles_twice": extra, "of": TILES, "calibration": cost},
-        "references": [_told(case) for case in stored],
-        "summary": summary(trials),
-        "trials": [_figures(t) for t in trials],
-    }
+    return found
 
 
-def _compared(day: Day, n: int, index: int, stored: Sequence[Case], extra: int, s: Settings) -> list[Trial]:
-    """One comparison of the kernel with itself, and where its turn is one of the slower kernel.
-
-    Who else is in a session may matter, so each has one kernel, as the references have.
-    """
-    trials = {SAME: Trial("same", n, index % len(stored))}
+def _compared(day: Day, n: int, index: int, s: Settings) -> list[Comparison]:
+    """One comparison of the kernel with itself, and where its turn is one with the slower kernel."""
+    comparisons = [Comparison(SAME, n)]
     share = s.slowdowns / s.comparisons
     if int((index + 1) * share) > int(index * share):
-        trials[slower(extra)] = Trial("slower", n, index % len(stored))
-    for kernel, trial in trials.items():
-        while trial.outcome is Outcome.AGAIN:
-            trial.see(stored[trial.reference], day.measure((kernel,), s.cap_s)[kernel])
+        comparisons.append(Comparison(SLOWER, n))
+    for c in comparisons:
+        while c.outcome is Outcome.AGAIN:
+            place = (index + len(c.runs)) % PLACES
+            stored, new = day.compared(f"{OLD}.{place}", f"{c.kind}.{place}", s)
+            # Every process has a content of its own, which is one kernel all the same.
+            old = new.old.model_copy(update={"sha256": "0" * 64}) if new.old else None
+            c.see(stored.model_copy(update={"sha256": "0" * 64}), new.model_copy(update={"old": old}))
     said = (
-        f"{t.kind}:{t.outcome}/{len(t.looks)} {t.look.speed.median:.3f} in {t.look.band:.3f}"
-        for t in trials.values()
-        if t.look
+        f"{c.kind}: {c.outcome} in {len(c.looks)}, {c.look.speed.median:.3f}, band {c.look.band:.3f}"
+        for c in comparisons
+        if c.look
     )
-    print(f"{n}.{index} {', '.join(said)}", flush=True)
-    return list(trials.values())
+    print(f"{n}.{index} {'; '.join(said)}", flush=True)
+    return comparisons
 
 
-def _figures(trial: Trial) -> dict[str, Any]:
-    found = asdict(trial)
-    return {**found, "runs": [_told(run) for run in trial.runs]}
+def _write(file: Path, found: dict[str, Any]) -> None:
+    unfinished = file.with_name(file.name + ".new")
+    unfinished.write_text(json.dumps(found, indent=1) + "\n")
+    unfinished.replace(file)
+
+
+def _figures(comparison: Comparison) -> dict[str, Any]:
+    found = asdict(comparison)
+    return {**found, "runs": [_told(run) for run in comparison.runs]}
 
 
 def _told(case: Case) -> dict[str, float]:
+    """Of one session: the kernel over its old self, both over the anchor, and the noise floor."""
+    assert case.old is not None and case.old.speed is not None and case.old.anchored is not None
+    speed = case.old.speed
     return {
+        "speed": speed.median,
+        "low": speed.low,
+        "high": speed.high,
+        "rounds": speed.pairs,
         "ratio": case.ratio.median,
-        "low": case.ratio.low,
-        "high": case.ratio.high,
+        "old_ratio": case.old.anchored.median,
         "noise": case.noise_floor,
     }
 
 
-def summary(trials: Sequence[Trial]) -> dict[str, Any]:
+def tally(comparisons: Sequence[Comparison]) -> str:
+    """What there is so far, in a line."""
+    counts = Counter((c.kind, str(c.outcome)) for c in comparisons)
+    return ", ".join(f"{kind} {outcome} {n}" for (kind, outcome), n in sorted(counts.items()))
+
+
+def summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """What the claims are about."""
     found: dict[str, Any] = {}
-    for kind in ("same", "slower"):
-        of = [t for t in trials if t.kind == kind]
+    for kind in (SAME, SLOWER):
+        of = [c for c in comparisons if c.kind == kind]
         if not of:
             continue
-        looks = [one for t in of for one in t.looks]
-        logs = np.log([t.looks[0].speed.median for t in of])
+        looks = [one for c in of for one in c.looks]
+        logs = np.log([c.looks[0].speed.median for c in of])
         found[kind] = {
             "comparisons": len(of),
-            "outcomes": dict(Counter(str(t.outcome) for t in of)),
+            "outcomes": dict(Counter(str(c.outcome) for c in of)),
             "looks": len(looks),
-            "first_looks_slower": sum(t.looks[0].change is Change.SLOWER for t in of),
+            "first_looks_slower": sum(c.looks[0].change is Change.SLOWER for c in of),
             "change_median": float(np.expm1(np.median(logs))),
             "change_sd": float(logs.std()),
             "noise_floor_quantiles_10_50_90": _quantiles([one.noise_floor for one in looks]),
@@ -320,15 +362,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the one that is used")
     parser.add_argument("--cap-s", type=float, default=2.5, help="sampling time of a session")
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--half-width", type=float, default=0.01, help="as gate-cpu: precise enough")
+    parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--comparisons", type=int, default=200)
     parser.add_argument("--slowdowns", type=int, default=100)
     parser.add_argument("--days", type=int, default=4, help="how often all processes are new")
-    parser.add_argument("--references", type=int, default=10)
+    parser.add_argument("--tiles", type=int, default=0, help="computed twice; 0: calibrate first")
     parser.add_argument("--seed", type=int, default=1)
     settings = Settings(**vars(parser.parse_args()))
     found = run(settings)
-    settings.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({"seconds": found["seconds"], **found["summary"]}, indent=1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 
 from harness.measure.statistics import Interval, bootstrap_median, paired_ratios
 from harness.records import Ratio
-from reports.gate.saved import EXTRA, Case, ClockState, Machine, Saved, read_saved
+from reports.gate.saved import EXTRA, Case, ClockState, Machine, OldSelf, Saved, read_saved
 
 CPU = Machine(
     target="cpu", device="AMD EPYC", cores=2, python="3.11.9", harness="0.1.0", libraries={"numba": "0.61.0"}
@@ -35,14 +36,28 @@ def ratio(median: float, half_width: float, pairs: int = 40) -> Ratio:
 def case(
     speed: float = 1.0, half_width: float = 0.01, noise: float = 0.01, kernel: str = "mine", **changes: Any
 ) -> Case:
-    """A kernel's case; `speed` over the anchor."""
+    """A kernel's case; `speed` over the anchor. One of another speed has other sources."""
     kind = "baseline" if kernel in ("sdpa-flash", "naive") else "candidate"
+    sha256 = "a" * 64 if speed == 1.0 else hashlib.sha256(str(speed).encode()).hexdigest()
     found = Case(
-        task="mha_causal", workload=WORKLOAD, kernel=kernel, kind=kind, sha256="a" * 64, anchor_sha256="b" * 64,
+        task="mha_causal", workload=WORKLOAD, kernel=kernel, kind=kind, sha256=sha256, anchor_sha256="b" * 64,
         clock="wall", time_ms=2.0, ratio=ratio(speed, half_width), noise=ratio(1.0, noise), machine=CPU,
         source="kernels/mine/attention.py" if kernel == "mine" else "",
     )  # fmt: skip
     return found.model_copy(update=changes)
+
+
+def beside(
+    speed: float = 1.0, half_width: float = 0.01, noise: float = 0.01, *, stored: float = 1.0, **changes: Any
+) -> Case:
+    """A changed kernel in one session with its old self of the reference, `speed` times as fast as that.
+
+    `stored`: what the day makes of both over the anchor.
+    """
+    old = OldSelf(
+        sha256=case().sha256, time_ms=2.0, speed=ratio(speed, half_width), anchored=ratio(stored, half_width)
+    )
+    return case(stored * speed, half_width, noise, **{"sha256": "e" * 64, "old": old, **changes})
 
 
 def anchor(**changes: Any) -> Case:
@@ -91,6 +106,7 @@ class Weather:
     interrupted: float = 0.0  # share of blocks that something holds up
     held_up: float = 2.0  # times as long, then
     process: float = 0.003  # of a kernel's time from one process to the next
+    tilt: float = 0.0  # of what a day does to kernels and not to the anchor, either way
 
 
 def session(rng: np.random.Generator, weather: Weather, own: float, day: float, rounds: int) -> Case:
@@ -110,6 +126,31 @@ def session(rng: np.random.Generator, weather: Weather, own: float, day: float, 
     found = {a: bootstrap_median(paired_ratios(blocks[:, at], blocks[:, [2, 3]])) for a, at in PLACES.items()}
     update = {"time_ms": day * own, "ratio": _ratio(found["C"]), "noise": _ratio(found["D"])}
     return case().model_copy(update=update)
+
+
+def pair_session(rng: np.random.Generator, weather: Weather, slowdown: float, rounds: int) -> Case:
+    """One simulated session in the order D O C A | A C O D: a kernel beside its old self O, `slowdown` times as
+    slow. The day makes both faster or slower than the anchor, by up to `tilt`."""
+    process = {name: rng.normal(0, weather.process) for name in "OCA"}
+    process["D"] = process["A"]
+    tilt = rng.uniform(-weather.tilt, weather.tilt)
+    own = {"O": 1.3 * (1 + tilt), "C": 1.3 * (1 + tilt) * slowdown, "A": 1.0, "D": 1.0}
+    blocks = np.zeros((rounds, 8))
+    slope, state = rng.uniform(-weather.drift, weather.drift), 0.0
+    for n in range(rounds):
+        for place, name in enumerate("DOCAACOD"):
+            state += rng.normal(0, weather.walk)
+            log = state + slope * (8 * n + place) / (8 * rounds) + process[name]
+            hold = weather.held_up if rng.random() < weather.interrupted else 1.0
+            blocks[n, place] = own[name] * np.exp(log + rng.normal(0, weather.jitter)) * hold
+    anchor, old, new = blocks[:, [3, 4]], blocks[:, [1, 6]], blocks[:, [2, 5]]
+
+    def over(own: np.ndarray, other: np.ndarray) -> Ratio:
+        return _ratio(bootstrap_median(paired_ratios(own, other)))
+
+    told = OldSelf(sha256=case().sha256, time_ms=1.0, speed=over(new, old), anchored=over(old, anchor))
+    update = {"ratio": over(new, anchor), "noise": over(blocks[:, [0, 7]], anchor), "old": told}
+    return case().model_copy(update={**update, "sha256": "e" * 64})
 
 
 PLACES = {"C": [1, 4], "D": [0, 5]}

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from pytest_benchmark.utils import get_machine_id
 
 from harness import gate_commands
+from harness.build.manifest import read_candidate
 from harness.exits import (
     EXIT_FOUND,
     EXIT_MACHINE,
     EXIT_NO_REFERENCE,
     EXIT_NOT_COMPARABLE,
     EXIT_PENDING,
+    EXIT_STORE,
     EXIT_USAGE,
 )
 from reports.gate.change import RULE, Rule
+from reports.gate.kernels import Kernels
 from tests.command import attnbench
 from tests.conftest import GOOD, SANDBOX
-from tests.gates import CPU, OWN, anchor, case, write
+from tests.gates import CPU, OWN, anchor, beside, case, write
 
 SLOW, FAST = 1 / 1.1, 1.1
+# Rows that see nothing are zero.
+RIGHT = GOOD.replace("(torch.softmax(s, -1) @ v)", "(torch.softmax(s, -1).nan_to_num(0.0) @ v)")
 
 
 class Place:
@@ -30,24 +36,28 @@ class Place:
 
     def __init__(self, path, monkeypatch):
         self.path, self.saved = path, path / ".benchmarks" / get_machine_id()
-        self.to_come, self.measured = [], []
+        self.to_come, self.measured, self.before = [], [], []
         monkeypatch.setattr(gate_commands, "run_benchmarks", self.pytest)
         for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
             monkeypatch.delenv(name, raising=False)
 
     def put(self, kind, cases, failed=None):
+        kind = kind if "-" in kind else f"{kind}-cpu"
         number = len(list(self.saved.glob("*.json"))) + 1
-        return write(self.saved / f"{number:04}_{kind}-cpu.json", cases, failed)
+        return write(self.saved / f"{number:04}_{kind}.json", cases, failed)
 
     def pytest(self, command):
         """In place of the benchmarks: saves what is next, as often as it is asked."""
-        kind = next(x for x in command if x.startswith("--benchmark-save=")).split("=")[1].split("-")[0]
+        name = next(x for x in command if x.startswith("--benchmark-save=")).split("=")[1]
+        kind = name.split("-")[0]
         only = [x.removeprefix("--gate-case=") for x in command if x.startswith("--gate-case=")]
         self.measured.append((kind, only))
+        before = next(x for x in command if x.startswith("--gate-before=")).removeprefix("--gate-before=")
+        self.before.append({case: Path(p) for case, p in json.loads(Path(before).read_text()).items()})
         told = self.to_come.pop(0)
         if isinstance(told, int):
             return told
-        self.put(kind, *(told if isinstance(told, tuple) else (told,)))
+        self.put(name, *(told if isinstance(told, tuple) else (told,)))
         return 0
 
     def gate(self, *arguments):
@@ -274,17 +284,114 @@ def test_without_a_checkout_it_says_where_the_benchmarks_are(place, monkeypatch,
     assert "checkout" in found.stderr
 
 
+@pytest.fixture
+def mine(place):
+    """A kernel of one's own, whose sources of now a reference was made of."""
+    candidate(place.path, "mine", GOOD)
+    manifest = read_candidate(place.path / "kernels" / "mine")
+    place.to_come = [[anchor(), case(sha256=manifest.sha256)]] * RULE.reference
+    made = place.gate("--candidates", "kernels", "--reference")
+    assert made.returncode == 0, made.stderr
+    assert place.before == [{}] * RULE.reference
+    place.before.clear()
+    return manifest
+
+
+def kept(place):
+    return Kernels(place.path / ".benchmarks")
+
+
+def test_a_kernel_that_changed_is_measured_beside_what_it_was_and_an_unchanged_one_is_not(place, mine):
+    same = case(sha256=mine.sha256)
+    place.to_come = [[anchor(), same]]
+    assert place.gate("--candidates", "kernels").returncode == 0
+    assert place.before == [{}]
+    candidate(place.path, "mine", GOOD + "# slower\n")
+    slow = beside(SLOW)
+    slow = slow.model_copy(update={"old": slow.old.model_copy(update={"sha256": mine.sha256})})
+    place.to_come = [[anchor(), slow], [slow]]
+    found = place.gate("--candidates", "kernels")
+    assert found.returncode == EXIT_FOUND
+    assert "slower than its old self, measured side by side with it" in found.stdout
+    assert place.measured[-1] == ("again", [OWN])
+    assert (
+        place.before[1] == place.before[2] == {OWN: kept(place).folder / mine.sha256}
+    )  # a repeat has it too
+    assert read_candidate(place.before[1][OWN]).files == mine.files
+
+
+def test_a_damaged_copy_of_the_old_sources_is_said_and_not_used(place, mine):
+    (kept(place).folder / mine.sha256 / "attention.py").write_text("gone")
+    candidate(place.path, "mine", GOOD + "# slower\n")
+    place.to_come = [[anchor(), case(SLOW)], [case(SLOW)]]
+    found = place.gate("--candidates", "kernels")
+    assert place.before[0] == {}
+    assert f"{mine.sha256} is damaged and not used" in found.stderr
+    assert found.returncode == EXIT_FOUND
+    assert "By the stored measurement" in found.stdout
+
+
+def test_accepting_keeps_the_sources_that_were_measured_whatever_lies_there_now(place, mine):
+    candidate(place.path, "mine", GOOD + "# faster\n")
+    fast = read_candidate(place.path / "kernels" / "mine")
+    place.to_come = [[anchor(), case(FAST, sha256=fast.sha256)]] * 2
+    assert place.gate("--candidates", "kernels").returncode == 0
+    candidate(place.path, "mine", GOOD + "# yet another\n")
+    assert place.gate("accept").returncode == 0
+    place.to_come = [[anchor(), case(FAST, sha256="9" * 64)]]
+    place.gate("--candidates", "kernels")
+    assert place.before[-1] == {OWN: kept(place).folder / fast.sha256}
+
+
+def test_sources_that_cannot_be_kept_end_it_before_anything_is_measured(place):
+    (place.path / ".benchmarks").mkdir()
+    (place.path / ".benchmarks" / "kernels").write_text("in the way")
+    found = place.gate()
+    assert found.returncode == EXIT_STORE
+    assert "kernels" in found.stderr
+    assert not place.measured
+
+
+def test_against_a_folder_no_reference_is_needed_and_only_what_differs_is_measured(place):
+    candidate(place.path, "mine", GOOD + "# slower\n")
+    candidate(place.path, "same", GOOD)
+    candidate(place.path, "new", GOOD + "# new\n")
+    for name in ("mine", "same"):
+        candidate(place.path / "base", name, GOOD)
+    place.to_come = [[anchor(), beside(SLOW), case(kernel="new")], [beside(SLOW)]]
+    found = place.gate("--candidates", "kernels", "--against", "base/kernels")
+    assert found.returncode == EXIT_FOUND, found.stderr
+    assert found.stdout.splitlines()[-1] == "FAILED: 1 slower, 1 new"
+    assert {id_.rpartition("/")[2] for id_ in place.before[0]} == {"mine"}
+    assert set(place.before[0].values()) == {place.path / "base" / "kernels" / "mine"}
+    place.to_come = [[anchor(), beside(1.0)]]
+    assert place.gate("--candidates", "kernels", "--against", "base/kernels").returncode == 0
+    assert "nothing was measured" in place.gate("accept").stderr  # a part of the kernels is no reference
+
+
+def test_against_the_same_kernels_there_is_nothing_to_measure(place):
+    candidate(place.path, "mine", GOOD)
+    found = place.gate("--candidates", "kernels", "--against", "kernels", "--junit", "gate.xml")
+    assert found.returncode == 0
+    assert "nothing to measure" in found.stderr
+    assert found.stdout.splitlines()[-1] == "passed: no cases"
+    assert not place.measured
+    assert (place.path / "gate.xml").exists()
+
+
+def test_against_what_is_no_kernel_and_with_a_reference_is_wrong_input(place):
+    assert place.gate("--against", "nowhere").returncode == EXIT_USAGE
+    assert place.gate("--against", "nowhere", "--reference").returncode == EXIT_USAGE
+    assert not place.measured
+
+
 @pytest.mark.slow
 @pytest.mark.corpus  # a run of many workers
 @pytest.mark.timeout(900)  # beside other work on two cores it took three minutes
 def test_the_whole_way_with_real_kernels(tmp_path, monkeypatch):
     """Measured, accepted, compared; then one kernel is broken and one new."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # the device's lock lies there: others may measure
-    candidate(
-        tmp_path,
-        "good",
-        GOOD.replace("(torch.softmax(s, -1) @ v)", "(torch.softmax(s, -1).nan_to_num(0.0) @ v)"),
-    )
+    candidate(tmp_path, "good", RIGHT)
     (tmp_path / "mine.toml").write_text(
         'target = "cpu"\ntasks = "mha_causal"\nworkloads = "smoke"\nbaselines = "sdpa-flash"\nanchor = "sdpa-flash"\n'
         f'candidates = "{tmp_path / "kernels"}"\n'
@@ -309,6 +416,55 @@ def test_the_whole_way_with_real_kernels(tmp_path, monkeypatch):
     missing = [c for c in json.loads(found.stdout)["cases"] if c["outcome"] == "missing"]
     assert len(missing) == 3
     assert all("wrong_numerics" in c["sentence"] for c in missing)
+
+
+OFTEN = RIGHT.replace(
+    "    out.copy_", "    for _ in range(20):\n        torch.softmax(s, -1) @ v\n    out.copy_"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.corpus  # a run of many workers
+@pytest.mark.timeout(900)
+def test_a_real_kernel_that_became_slower_is_caught_beside_what_it_was(tmp_path, monkeypatch):
+    """The stored measurement says nothing here: it is a hundred times too slow, of another machine."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the device's lock lies there: others may measure
+    candidate(tmp_path, "good", RIGHT)
+    (tmp_path / "mine.toml").write_text(
+        'target = "cpu"\ntasks = "mha_causal"\nworkloads = "smoke"\nbaselines = "sdpa-flash"\nanchor = "sdpa-flash"\n'
+        f'candidates = "{tmp_path / "kernels"}"\n'
+        "sampling = { half_width = 0.2, time_cap_s = 8, block_ms = 5, min_rounds = 10, max_rounds = 20 }\n"
+    )
+    options = ("--experiment", "mine.toml", *(() if SANDBOX else ("--no-sandbox",)))
+    monkeypatch.setattr(gate_commands, "RULE", Rule(reference=1, most=1))
+    found = attnbench("gate", *options, "--reference", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    file = next((tmp_path / ".benchmarks").glob("*/*_reference-cpu.json"))
+    data = json.loads(file.read_text())
+    for benchmark in data["benchmarks"]:
+        told = benchmark["extra_info"]["attnbench"]
+        told["machine"]["device"] = "another"
+        for end in ("median", "low", "high"):
+            told["ratio"][end] /= 1 if told["kernel"] == "sdpa-flash" else 100
+    file.write_text(json.dumps(data))
+    candidate(tmp_path, "good", OFTEN)
+    monkeypatch.setattr(gate_commands, "RULE", Rule(most=2))
+    found = attnbench("gate", *options, "--json", cwd=tmp_path)
+    assert found.returncode == EXIT_FOUND, found.stdout + found.stderr
+    cases = json.loads(found.stdout)["cases"]
+    assert not [c for c in cases if "@" in c["case"]]
+    slower = [c for c in cases if c["outcome"] == "slower"]
+    assert slower
+    for found_case in slower:
+        assert found_case["side_by_side"] and "measured side by side" in found_case["sentence"]
+        assert found_case["measured"]["old"]["sha256"] == found_case["reference"]["sha256"]
+        # The direct interval, and the two ratios over the anchor, say the same.
+        old, speed = found_case["measured"]["old"], found_case["measured"]["old"]["speed"]["median"]
+        quotient = found_case["measured"]["ratio"]["median"] / old["anchored"]["median"]
+        assert 0.5 < speed / quotient < 2
+    saved = [json.loads(f.read_text()) for f in (tmp_path / ".benchmarks").glob("*/*.json")]
+    names = [b["name"] for one in saved for b in one["benchmarks"]]
+    assert names and not [name for name in names if "@" in name]
 
 
 def candidate(tmp_path, name, source):

@@ -88,7 +88,7 @@ def _taken(case: str, runs: Sequence[Saved]) -> Kept:
     limit = NOISIER * quietest.cases[case].noise_floor
     cases = [run.cases[case] for run in found if run.cases[case].noise_floor <= limit]
     update = {name: _mean([getattr(c, name) for c in cases]) for name in ("ratio", "noise")}
-    return Kept(quietest.cases[case].model_copy(update=update), quietest.benchmark(case))
+    return Kept(quietest.cases[case].model_copy(update={**update, "old": None}), quietest.benchmark(case))
 
 
 def _mean(ratios: Sequence[Ratio]) -> Ratio:

@@ -1,8 +1,9 @@
 """Owns by how much a case changed, and whether that is more than noise; pure functions.
 
-Stored and new were measured on different days, so their times say little. But each was measured beside the
-same anchor, in blocks A B B A: what the machine did that day is in both of them, and not in their ratio. So
-the change of a kernel is the new ratio over the stored one.
+Where its old self ran in the same session, the change is the ratio of the two. Else it is that of two days,
+whose times say little. But each was measured beside the same anchor, in blocks A B B A: what the machine
+did that day is in both of them, and mostly not in their ratio. So the change is the new ratio over the stored
+one.
 """
 
 from __future__ import annotations
@@ -35,23 +36,37 @@ RULE = Rule()
 
 @dataclass(frozen=True)
 class Look:
-    """What runs say of a case. `speed`: new over stored, above 1 is faster."""
+    """What runs say of a case. `speed`: new over old, above 1 is faster."""
 
     speed: Interval
-    noise_floor: float  # of the noisier of the two sessions
+    noise_floor: float  # of the session, or of the noisier of the two that are compared
     band: float  # what must be exceeded
     change: Change
 
 
 def look(stored: Case, runs: Sequence[Case], rule: Rule = RULE) -> Look:
-    """Compare what one or more runs of a case say together with the reference."""
-    speed = quotient(together([run.ratio for run in runs]), together([stored.ratio]))
-    noise = max(stored.noise_floor, noise_floor(together([run.noise for run in runs])))
+    """Compare what one or more runs of a case say together with the reference.
+
+    Where all of them have its old self in them, by that; what is stored is not asked then.
+    """
+    noise = noise_floor(together([run.noise for run in runs]))
+    speeds = [found for run in runs if (found := speed_beside(stored, run)) is not None]
+    if len(speeds) == len(runs):
+        speed = together(speeds)
+    else:
+        speed = quotient(together([run.ratio for run in runs]), together([stored.ratio]))
+        noise = max(stored.noise_floor, noise)
     band = max(rule.least, rule.noise_factor * noise)
     change = classify(speed, band)
     if change is Change.SAME and band > rule.blind:
         change = Change.UNCLEAR  # nothing was seen, and nothing could have been
     return Look(speed, noise, band, change)
+
+
+def speed_beside(stored: Case, new: Case) -> Ratio | None:
+    """How much faster a case is than its old self of the same session; None where that was not there."""
+    old = new.old
+    return old.speed if old is not None and old.sha256 == stored.sha256 else None
 
 
 def together(ratios: Sequence[Ratio]) -> Interval:

@@ -2,18 +2,23 @@
 
 A single run is wrong now and then, whatever its interval says: a session can fall into an odd hour. So a case
 that looks slower, faster or unclear is measured again, until runs agree or there have been enough.
+
+Runs that have a kernel's old self in them are believed before what is stored. And a kernel whose sources and
+software are the same has not changed: what looks otherwise is the machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from harness.measure.statistics import Change
-from reports.gate.change import RULE, Look, Rule, look
+from reports.gate.change import RULE, Look, Rule, look, speed_beside
 from reports.gate.comparable import changed_software, why_not
 from reports.gate.saved import Case, Saved
+
+REFERENCE = "the reference"
 
 
 class Outcome(StrEnum):
@@ -45,10 +50,22 @@ class Decision:
     look: Look | None = None  # the one that the outcome rests on
     reason: str = ""  # where there are no looks
     software: tuple[str, ...] = ()  # what else is different: 'numba 0.61 -> 0.62'
+    there: str = REFERENCE  # what it is compared with
 
     @property
     def kernel_changed(self) -> bool:
         return self.stored is not None and self.new is not None and self.stored.sha256 != self.new.sha256
+
+    @property
+    def beside(self) -> bool:
+        """Whether it was decided by its old self, measured side by side with it."""
+        return self.stored is not None and self.new is not None and _beside(self.stored, self.new)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether kernel and recorded software are those of the reference."""
+        known = self.stored is not None and self.new is not None
+        return known and not self.kernel_changed and not self.software
 
 
 @dataclass(frozen=True)
@@ -74,16 +91,17 @@ class Judgement:
         return not self.of(Outcome.NOT_COMPARABLE)
 
 
-def judge(reference: Saved, runs: Sequence[Saved], rule: Rule = RULE) -> Judgement:
+def judge(reference: Saved, runs: Sequence[Saved], rule: Rule = RULE, there: str = REFERENCE) -> Judgement:
     """Decide each case of the reference and of the runs, the whole run first, then those that repeat parts.
 
-    Raises ValueError without a run.
+    `there`: where the old ones are from, to be told. Raises ValueError without a run.
     """
     if not runs:
         raise ValueError("nothing was measured")
     first, *_ = runs
     ids = dict.fromkeys((*reference.cases, *first.cases, *first.failed))
-    return Judgement(tuple(_case(c, reference.cases.get(c), runs, rule) for c in ids))
+    decisions = (_case(c, reference.cases.get(c), runs, rule) for c in ids)
+    return Judgement(tuple(replace(d, there=there) for d in decisions))
 
 
 def _case(case: str, stored: Case | None, runs: Sequence[Saved], rule: Rule) -> Decision:
@@ -99,15 +117,39 @@ def _case(case: str, stored: Case | None, runs: Sequence[Saved], rule: Rule) -> 
         )
     if stored is None:
         return Decision(case, Outcome.NEW, new=seen[0])
+    software = changed_software(stored.machine, seen[-1].machine)
+    if stored.is_anchor and seen[0].is_anchor:
+        return Decision(case, Outcome.ANCHOR, stored, seen[0], software=software)
+    if beside := [new for new in seen if _beside(stored, new)]:
+        return _weighed(case, stored, beside, rule, spent=len(seen) >= rule.most)
     for new in seen:
         if reason := why_not(stored, new):
             return Decision(case, Outcome.NOT_COMPARABLE, stored, new, reason=reason)
-    software = changed_software(stored.machine, seen[-1].machine)
-    if stored.is_anchor:
-        return Decision(case, Outcome.ANCHOR, stored, seen[0], software=software)
-    weighed = weigh(stored, seen, rule)
-    new = seen[len(weighed.looks) - 1]
-    return Decision(case, weighed.outcome, stored, new, weighed.looks, weighed.look, software=software)
+    found = _weighed(case, stored, seen, rule, software=software)
+    if found.unchanged and found.outcome in _BELIEVED.values():
+        return replace(found, outcome=Outcome.UNCLEAR)
+    return found
+
+
+def _weighed(
+    case: str,
+    stored: Case,
+    runs: Sequence[Case],
+    rule: Rule,
+    *,
+    spent: bool = False,
+    software: tuple[str, ...] = (),
+) -> Decision:
+    """`spent`: there may be no further run, though some of those there were do not count."""
+    weighed = weigh(stored, runs, rule)
+    outcome, new = weighed.outcome, runs[len(weighed.looks) - 1]
+    if outcome is Outcome.AGAIN and spent:
+        outcome = Outcome.UNCLEAR
+    return Decision(case, outcome, stored, new, weighed.looks, weighed.look, software=software)
+
+
+def _beside(stored: Case, new: Case) -> bool:
+    return speed_beside(stored, new) is not None
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,18 @@ class Machine(Record):
         )
 
 
+class OldSelf(Record):
+    """What a kernel was before, measured beside it: in the same session, block by block."""
+
+    sha256: Sha256 = Field(description="of its sources then")
+    time_ms: Positive | None = Field(None, description="as the case's; None where it gave no time")
+    speed: Ratio | None = Field(
+        None, description="its time over the kernel's time of now; above 1 is faster now"
+    )
+    anchored: Ratio | None = Field(None, description="anchor's time over its own")
+    reason: str = Field("", description="why there is no speed")
+
+
 class Case(Record):
     """One kernel on one workload: its speed over the anchor, measured side by side."""
 
@@ -81,6 +93,9 @@ class Case(Record):
     clocks: ClockState = ClockState()
     machine: Machine
     source: str = Field("", description="the kernel's file, relative to where the gate ran")
+    old: OldSelf | None = Field(
+        None, description="what it was before, in the same session; never of a reference"
+    )
 
     @property
     def id(self) -> str:
@@ -101,7 +116,9 @@ def case_id(task: str, workload: str, kernel: str) -> str:
     return f"{task}/{workload}/{kernel}"
 
 
-def case_of(result: Result, anchor_sha256: str, machine: Machine, source: str = "") -> Case | None:
+def case_of(
+    result: Result, anchor_sha256: str, machine: Machine, source: str = "", old: OldSelf | None = None
+) -> Case | None:
     """The case that a result is, if it was measured beside an anchor."""
     measured = result.measurement
     if measured is None or measured.noise is None:
@@ -120,6 +137,7 @@ def case_of(result: Result, anchor_sha256: str, machine: Machine, source: str = 
         clocks=clock_state(measured.blocks),
         machine=machine,
         source=source,
+        old=old,
     )
 
 

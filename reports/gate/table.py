@@ -16,7 +16,10 @@ QUIET = frozenset({Outcome.SAME, Outcome.ANCHOR})
 
 
 def table(judgement: Judgement, style: str = "simple") -> str:
-    """A row a case. Reference and now are speeds over the anchor; the anchor's own are times."""
+    """A row a case. Reference and now are speeds over the anchor; the anchor's own are times.
+
+    `beside`: the reference's kernel, as it was measured in the session of now.
+    """
     rows = [_row(d) for d in judgement.decisions]
     if style == "github":
         rows = [tuple(_cell(text) for text in row) for row in rows]
@@ -63,6 +66,9 @@ def _speed(d: Decision, *, new: bool) -> str:
     case = d.new if new else d.stored
     if case is None:
         return ""
+    if not new and d.beside:
+        assert d.new is not None and d.new.old is not None and d.new.old.anchored is not None
+        return f"{d.new.old.anchored.median:.3f}x beside"
     return f"{case.time_ms:.4g} ms" if case.is_anchor else f"{case.ratio.median:.3f}x"
 
 
@@ -72,6 +78,7 @@ def _figures(d: Decision) -> dict[str, Any]:
         "outcome": str(d.outcome),
         "sentence": sentence(d),
         "kernel_changed": d.kernel_changed,
+        "side_by_side": d.beside,
         "software": d.software,
         "decided_by": _look(d.look) if d.look else None,
         "looks": [_look(one) for one in d.looks],

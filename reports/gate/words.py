@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reports.gate.decision import Decision, Judgement, Outcome
+from harness.measure.statistics import Change
+from reports.gate.decision import REFERENCE, Decision, Judgement, Outcome
 
 
 def percent(share: float) -> str:
@@ -22,6 +23,9 @@ def sentence(d: Decision) -> str:
         return f"has no time{missed}: {d.reason}"
     if d.outcome is Outcome.NOT_COMPARABLE:
         return f"{d.reason}; nothing follows from the difference"
+    if d.outcome is Outcome.NEW and d.there != REFERENCE:
+        old = d.new.old if d.new is not None else None
+        return f"has no old self in {d.there}" + (f" that has a time: {old.reason}" if old else "")
     if d.outcome is Outcome.NEW:
         return "is not in the reference; `attnbench gate accept` adds it"
     if d.outcome is Outcome.ANCHOR:
@@ -29,18 +33,24 @@ def sentence(d: Decision) -> str:
     if d.look is None:
         return f"has to be measured once more: {d.reason}"
     speed, seen = d.look.speed, _interval(d)
+    than = "its old self, measured side by side with it" if d.beside else "the reference"
     match d.outcome:
         case Outcome.SLOWER:
             runs = f"{len(d.looks)} runs together" if len(d.looks) > 2 else "two runs agree"
-            return f"is {percent(1 - speed.median)} slower than the reference ({seen}; {runs}){_cause(d)}"
+            return f"is {percent(1 - speed.median)} slower than {than} ({seen}; {runs}){_cause(d)}"
         case Outcome.FASTER:
             raise_it = "`attnbench gate accept` raises the reference"
-            return f"is {percent(speed.median - 1)} faster than the reference ({seen}); {raise_it}"
+            return f"is {percent(speed.median - 1)} faster than {than} ({seen}); {raise_it}"
         case Outcome.UNCLEAR:
+            if d.unchanged and d.look.change in (Change.SLOWER, Change.FASTER):
+                return (
+                    f"looks {d.look.change} than the reference ({seen}), but kernel and recorded software "
+                    "are the same, byte for byte: it is the machine that is different"
+                )
             return f"cannot be told after {len(d.looks)} runs ({seen}): measure on a quieter machine"
         case Outcome.AGAIN:
             return f"has to be measured once more ({seen})"
-    return f"is as fast as the reference ({seen})"
+    return f"is as fast as {than} ({seen})"
 
 
 def _interval(d: Decision) -> str:
@@ -54,12 +64,25 @@ def _interval(d: Decision) -> str:
 
 def _cause(d: Decision) -> str:
     """What else is different, where that helps to find out."""
+    if d.beside:
+        return ". Its sources have changed; all else was the same for both"
     software = f", and so did {', '.join(d.software)}" if d.software else ""
     if d.kernel_changed:
-        return f". Its sources have changed{software}"
-    if d.software:
-        return f". Its sources are the same; what changed: {', '.join(d.software)}"
-    return ". Its sources are the same, and so is the recorded software"
+        return f". Its sources have changed{software}{_alone(d)}"
+    return f". Its sources are the same; what changed: {', '.join(d.software)}"
+
+
+def _alone(d: Decision) -> str:
+    """Why a changed kernel was not measured beside its old self, and what to do about it."""
+    if d.stored is not None and d.stored.kind == "baseline":
+        return ""
+    old = d.new.old if d.new is not None else None
+    if old is not None and old.reason:
+        return f". By the stored measurement: its old self gave no time to compare with ({old.reason})"
+    return (
+        ". By the stored measurement: its old sources are not kept with the reference. One made anew, on the "
+        "version before (`attnbench gate --reference`), has the two measured side by side"
+    )
 
 
 def headline(judgement: Judgement) -> str:

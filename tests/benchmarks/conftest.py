@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Time kernels: gate-cpu, gate-gpu or a .toml file. See docs/gate.md",
     )
     group.addoption("--gate-case", action="append", metavar="ID", help="Only this case. Repeatable.")
+    group.addoption(
+        "--gate-before",
+        metavar="FILE",
+        help="JSON: case -> folder of what its kernel was, to be timed beside it.",
+    )
     group.addoption("--gate-no-sandbox", action="store_true", help="Run kernels with your own rights.")
 
 
@@ -34,8 +41,11 @@ def gate_run(config: pytest.Config) -> Any:
         from tasks import TaskError
 
         only, no_sandbox = config.getoption("--gate-case") or (), config.getoption("--gate-no-sandbox")
+        before = config.getoption("--gate-before")
         try:
-            config.stash[RUN] = GateRun(source, only, no_sandbox)
+            folders = json.loads(Path(before).read_text(encoding="utf-8")) if before else {}
+            olds = {case: Path(folder) for case, folder in folders.items()}
+            config.stash[RUN] = GateRun(source, only, no_sandbox, olds)
         except (ExperimentError, TaskError, CandidateError, AmbiguousNames) as error:
             pytest.exit(str(error), EXIT_USAGE)
     return config.stash[RUN]

@@ -153,6 +153,7 @@ SHOWN = {
         "attnbench gate --reference",
         "attnbench gate accept",
         "attnbench gate accept --replace",
+        "attnbench gate --against DIR",
         "attnbench gate --candidates DIR --storage DIR",
         "attnbench gate --experiment FILE",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from harness.measure.statistics import Change
 from reports.gate.change import RULE, look, quotient, together
 from reports.gate.decision import Outcome, weigh
-from tests.gates import Weather, case, ratio, session
+from tests.gates import Weather, case, pair_session, ratio, session
 
 speeds = st.floats(0.05, 20)
 widths = st.floats(1e-4, 0.5)
@@ -157,6 +158,35 @@ def test_of_200_comparisons_of_a_kernel_with_itself_at_most_2_are_alarms(weather
 @pytest.mark.parametrize("weather", [QUIET, LOADED, HOSTED], ids=["quiet", "loaded", "hosted"])
 def test_of_100_slowdowns_by_a_tenth_at_least_95_are_caught(weather):
     assert outcomes(weather, 1.1, 100, seed=2).count(Outcome.SLOWER) >= 95
+
+
+TILTED = [replace(weather, tilt=0.2) for weather in (QUIET, LOADED, HOSTED)]
+
+
+def outcomes_beside(weather: Weather, slowdown: float, comparisons: int, seed: int) -> list[Outcome]:
+    """Old and new share each session; what is stored is of a day that nobody remembers."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(comparisons):
+        stored, runs, outcome = case(rng.uniform(0.5, 2), noise=0.2, sha256=case().sha256), [], Outcome.AGAIN
+        while outcome is Outcome.AGAIN:
+            runs.append(pair_session(rng, weather, slowdown, rounds=ROUNDS))
+            outcome = weigh(stored, runs).outcome
+        found.append(outcome)
+    return found
+
+
+@pytest.mark.parametrize("weather", TILTED, ids=["quiet", "loaded", "hosted"])
+def test_of_200_comparisons_side_by_side_at_most_2_are_alarms_though_anchor_and_kernel_differ(weather):
+    found = outcomes_beside(weather, 1.0, 200, seed=4)
+    assert found.count(Outcome.SLOWER) <= 2
+    assert found.count(Outcome.FASTER) <= 2
+    assert found.count(Outcome.SAME) >= 190
+
+
+@pytest.mark.parametrize("weather", TILTED, ids=["quiet", "loaded", "hosted"])
+def test_of_100_slowdowns_side_by_side_at_least_95_are_caught_though_anchor_and_kernel_differ(weather):
+    assert outcomes_beside(weather, 1.1, 100, seed=5).count(Outcome.SLOWER) >= 95
 
 
 def test_where_the_noise_would_hide_it_nobody_is_convicted_and_nobody_cleared():

@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 import pytest
 
 from reports.gate.accept import Refused, first, raised
+from reports.gate.beside import former
 from reports.gate.decision import Outcome, judge
 from reports.gate.github import annotations
 from reports.gate.junit import junit
-from reports.gate.saved import read_saved
+from reports.gate.saved import OldSelf, read_saved
 from reports.gate.table import as_json, markdown, report
-from tests.gates import ANCHOR, CPU, GPU, OWN, anchor, case, clocks, saved
+from tests.gates import ANCHOR, CPU, GPU, OWN, anchor, beside, case, clocks, saved
 
 SLOW, FAST = 1 / 1.1, 1.1
 
@@ -147,19 +148,102 @@ def test_another_driver_power_limit_or_clock_of_a_gpu_is_not_comparable(decide):
 
 def test_a_compiler_may_be_another_one_and_is_named_as_a_cause(decide):
     newer = CPU.model_copy(update={"libraries": {"numba": "0.62.0"}})
-    slow = case(SLOW, machine=newer)
+    slow = case(SLOW, machine=newer, sha256=case().sha256)
     found = decide([anchor(machine=newer), slow], [slow])
-    assert found.failed
+    assert outcome(found) is Outcome.SLOWER and found.failed
     assert "Its sources are the same; what changed: numba 0.61.0 -> 0.62.0" in report(found)
 
 
-def test_a_changed_kernel_is_said(decide):
-    slow = case(SLOW, sha256="d" * 64)
-    assert "Its sources have changed" in report(decide([anchor(), slow], [slow]))
-    same = case(SLOW)
-    assert "Its sources are the same, and so is the recorded software" in report(
-        decide([anchor(), same], [same])
-    )
+@pytest.mark.parametrize(("speed", "looks"), [(SLOW, "slower"), (FAST, "faster"), (0.5, "slower")])
+def test_the_same_kernel_with_the_same_software_is_never_convicted(decide, speed, looks):
+    same = case(speed, sha256=case().sha256)
+    found = decide([anchor(), same], [same])
+    assert outcome(found) is Outcome.UNCLEAR
+    assert not found.failed and found.comparable and not found.again
+    assert f"looks {looks} than the reference" in report(found)
+    assert "byte for byte: it is the machine that is different" in report(found)
+    assert any(line.startswith("::warning") for line in annotations(found))
+
+
+def test_a_changed_kernel_without_its_old_self_is_decided_by_what_is_stored_and_told_how_to_do_better(decide):
+    slow = case(SLOW)
+    text = report(decide([anchor(), slow], [slow]))
+    assert "Its sources have changed. By the stored measurement: its old sources are not kept" in text
+    assert "attnbench gate --reference" in text
+    gone = case(SLOW, old=OldSelf(sha256=case().sha256, reason="crash: it died"))
+    assert "its old self gave no time to compare with (crash: it died)" in report(decide([gone], [gone]))
+    library = case(SLOW, kernel="naive")
+    text = report(decide([library], [library], stored=[case(kernel="naive")]))
+    assert "have changed." in text and "old" not in text
+
+
+@pytest.mark.parametrize("stored", [0.8, 1.0, 1.25])
+def test_a_kernel_is_judged_by_its_old_self_of_the_same_session_before_what_is_stored(decide, stored):
+    """The day moved the ratio over the anchor by 20 %, of old and new alike."""
+    same, slow = beside(1.0, stored=stored), beside(SLOW, stored=stored)
+    assert outcome(decide([anchor(), same])) is Outcome.SAME
+    assert outcome(decide([anchor(), slow])) is Outcome.AGAIN
+    found = decide([anchor(), slow], [slow])
+    assert outcome(found) is Outcome.SLOWER and found.failed
+    text = report(found)
+    assert "is 9.1 % slower than its old self, measured side by side with it" in text
+    assert "Its sources have changed; all else was the same for both" in text
+    assert f"{stored:.3f}x beside" in text
+    fast = beside(FAST, stored=stored)
+    assert "faster than its old self" in report(decide([fast], [fast]))
+
+
+def test_side_by_side_is_comparable_whatever_the_reference_was_measured_with(decide):
+    elsewhere = CPU.model_copy(update={"device": "Intel Xeon", "driver": "999", "cores": 64})
+    slow, kept = beside(SLOW, machine=elsewhere), case(kernel="kept", machine=elsewhere)
+    found = decide([anchor(machine=elsewhere), slow], [slow])
+    assert outcome(found) is Outcome.SLOWER
+    assert found.comparable
+    found = decide([anchor(machine=elsewhere), slow, kept], stored=[anchor(), case(), case(kernel="kept")])
+    assert outcome(found, kept.id) is Outcome.NOT_COMPARABLE  # it has not changed, and has no old self
+
+
+def test_the_old_self_of_another_reference_is_none(decide):
+    other = beside(SLOW)
+    other = other.model_copy(update={"old": other.old.model_copy(update={"sha256": "c" * 64})})
+    found = next(d for d in decide([other], [other]).decisions if d.case == OWN)
+    assert found.outcome is Outcome.SLOWER and not found.beside
+
+
+def test_runs_without_the_old_self_do_not_count_where_others_have_it(decide):
+    alone = case(SLOW, old=OldSelf(sha256=case().sha256, reason="timeout: too long"))
+    assert outcome(decide([alone], [beside(1.0)])) is Outcome.SAME
+    assert outcome(decide([beside(SLOW)], [alone])) is Outcome.AGAIN
+    assert outcome(decide([beside(SLOW)], *[[alone]] * 3)) is Outcome.UNCLEAR
+
+
+def test_old_selves_are_told_and_are_no_cases(decide):
+    slow = beside(SLOW)
+    data = json.loads(as_json(decide([anchor(), slow], [slow])))
+    assert [c["case"] for c in data["cases"]] == [ANCHOR, OWN]
+    assert [c["side_by_side"] for c in data["cases"]] == [False, True]
+    assert data["cases"][1]["measured"]["old"]["speed"]["median"] == pytest.approx(SLOW)
+
+
+def test_a_reference_has_no_old_selves(tmp_path):
+    reference = saved(tmp_path, "reference", [anchor(), case()])
+    run = saved(tmp_path, "one", [anchor(), beside(FAST)])
+    again = saved(tmp_path, "two", [beside(FAST)])
+    made = raised(reference, [run, again], judge(reference, [run, again]))
+    assert "10.0 % faster" in made.changes[0]
+    found = accepted(tmp_path, made).cases[OWN]
+    assert (found.old, found.sha256) == (None, beside().sha256)
+    assert accepted(tmp_path, first([run])).cases[OWN].old is None
+
+
+def test_without_a_reference_the_old_selves_are_one(tmp_path):
+    slow, fresh = beside(SLOW, stored=0.8), case(kernel="fresh")
+    dead = case(kernel="dead", old=OldSelf(sha256="c" * 64, reason="crash: it died"))
+    runs = [saved(tmp_path, "one", [anchor(), slow, fresh, dead]), saved(tmp_path, "two", [slow])]
+    found = judge(former(runs), runs, there="base/kernels")
+    assert [d.outcome for d in found.decisions] == [Outcome.ANCHOR, Outcome.SLOWER, Outcome.NEW, Outcome.NEW]
+    assert f"{fresh.id} has no old self in base/kernels." in report(found)
+    assert f"{dead.id} has no old self in base/kernels that has a time: crash: it died." in report(found)
 
 
 def test_too_noisy_in_every_run_is_unclear_and_no_failure(decide):
