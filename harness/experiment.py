@@ -64,6 +64,10 @@ class Sampling(_Section):
     block_ms: float = Field(6.0, gt=0)
     min_rounds: int = Field(10, ge=2)
     max_rounds: int = Field(80, ge=2)
+    cold: bool = Field(
+        True,
+        description="caches are flushed before each call; false on a CPU only, for comparing two kernels",
+    )
 
 
 class Experiment(_Section):
@@ -134,6 +138,12 @@ class Experiment(_Section):
             raise ValueError("at least one baseline is needed: it is the denominator of every speedup")
         return value
 
+    @model_validator(mode="after")
+    def _flushed_on_a_gpu(self) -> Self:
+        if not self.sampling.cold and find_target(self.target).is_gpu:
+            raise ValueError("sampling.cold = false is for a CPU: on a GPU the flush tells calls apart")
+        return self
+
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -195,8 +205,8 @@ class Experiment(_Section):
         cpu = self.target == "cpu"
         return Policy(
             **self.sampling.model_dump(),
-            flush_ms=10.0 if cpu else 0.1,
-            max_iterations=10 if cpu else 40,
+            flush_ms=(10.0 if self.sampling.cold else 0.3) if cpu else 0.1,
+            max_iterations=10 if cpu and self.sampling.cold else 40,
         )
 
 

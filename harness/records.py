@@ -160,7 +160,7 @@ class KernelRecord(Record):
 class Measurement(Record):
     """How long one candidate took on one workload, beside its anchor in the same session."""
 
-    clock: Literal["kernel_records", "graph_events", "stream_events", "wall"]
+    clock: Literal["kernel_records", "graph_events", "stream_events", "wall", "warm_wall"]
     captured: bool = Field(description="timed as replays of a CUDA graph")
     device_time: Summary
     call_latency: Summary | None = None

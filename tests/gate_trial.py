@@ -54,7 +54,10 @@ SLOWDOWN = 1.10  # in time
 TILES = 16  # two heads, eight tiles of queries each; the first ones see most keys
 TRIED = (1, 2, 3)  # tiles computed twice, while calibrating
 PLACES = 2  # processes of each kernel: a further session of a comparison is in others than the one before
-SAMPLING = {"block_ms": 12.0, "flush_ms": 10.0, "max_iterations": 10, "min_rounds": 10, "max_rounds": 1000}
+SAMPLING = {
+    "block_ms": 12.0, "flush_ms": 0.3, "min_iterations": 2, "max_iterations": 40, "min_rounds": 10,
+    "max_rounds": 1000, "cold": False,
+}  # fmt: skip
 LOOP = "for work in prange(batch * heads * blocks):\n"
 TWICE = (
     "for item in prange(batch * heads * blocks + extra):\n        work = item % (batch * heads * blocks)\n"

@@ -23,7 +23,7 @@ from harness.worker.moves import Move, to_json
 from harness.worker.process import Worker
 from harness.worker.protocol import WorkerDied, WorkerError
 
-Clock = Literal["kernel_records", "graph_events", "stream_events", "wall"]
+Clock = Literal["kernel_records", "graph_events", "stream_events", "wall", "warm_wall"]
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Policy:
     latency_calls: int = 15
     flush_ms: float = 0.1  # poison and flush beside each iteration, for planning block sizes
     request_s: float = 60.0
+    cold: bool = True  # caches are flushed before each call
 
 
 @dataclass
@@ -196,7 +197,14 @@ class Session:
         start = (len(track.blocks) - self._before[contender.name]) * n  # each phase begins at slot 0
         moves = [self._draw() for _ in range(n)]
         told_moves = [to_json(m) for m in moves]
-        args = {"kernel": contender.kernel, "iterations": n, "start": start, "moves": told_moves}
+        args: dict[str, Any] = {
+            "kernel": contender.kernel,
+            "iterations": n,
+            "start": start,
+            "moves": told_moves,
+        }
+        if not self.policy.cold:
+            args["cold"] = False
         try:
             nonce = contender.worker.post("block", args)
             telemetry = self.telemetry.sample() if self.device_kind == "cuda" else None
@@ -290,7 +298,9 @@ class Session:
         track = self.tracks[name]
         recorded = all(s is not None for t in (track, self.tracks[self.anchor.name]) for s in t.spans)
         contender = next(c for c in self.order if c.name == name)
-        clock: Clock = "wall" if self.device_kind == "cpu" else "stream_events"
+        clock: Clock = "stream_events"
+        if self.device_kind == "cpu":
+            clock = "wall" if self.policy.cold else "warm_wall"
         if self.device_kind == "cuda" and recorded:
             clock = "kernel_records"
         elif contender.captured:

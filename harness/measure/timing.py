@@ -62,8 +62,13 @@ class Clock(Protocol):
     def plan(self, timed: Timed) -> None:
         """Warm up, estimate, capture where that is possible."""
 
-    def block(self, timed: Timed, iterations: int, start: int, fresh: Fresh) -> list[float]:
-        """Milliseconds of each iteration; iteration n runs on slot (start + n) % slots."""
+    def block(
+        self, timed: Timed, iterations: int, start: int, fresh: Fresh, cold: bool = True
+    ) -> list[float]:
+        """Milliseconds of each iteration; iteration n runs on slot (start + n) % slots.
+
+        Without `cold`, which only a CPU's clock may do, caches keep what the call before left in them.
+        """
 
     def spin(self, timed: Timed, iterations: int) -> None:
         """Iterations back to back, no flush, device-wide synchronise at the end."""
@@ -73,7 +78,7 @@ class Clock(Protocol):
 
 
 class CpuClock:
-    """Wall time with the caches flushed before each iteration."""
+    """Wall time, as a rule with the caches flushed before each iteration."""
 
     def __init__(self) -> None:
         self._flush = torch.zeros(CPU_FLUSH_BYTES // 8, dtype=torch.float64)
@@ -83,13 +88,16 @@ class CpuClock:
         calls = int(min(max(CPU_ESTIMATE_MS / timed.estimate_ms, 1), 10))
         timed.estimate_ms = min(self.latency(timed, calls))
 
-    def block(self, timed: Timed, iterations: int, start: int, fresh: Fresh) -> list[float]:
+    def block(
+        self, timed: Timed, iterations: int, start: int, fresh: Fresh, cold: bool = True
+    ) -> list[float]:
         samples = []
         timed.call(start % timed.slots)  # threads that slept while others were timed wake up
         for n in range(iterations):
             slot = (start + n) % timed.slots
             fresh(n, slot)
-            self._flush.fill_(float(n))
+            if cold:
+                self._flush.fill_(float(n))
             begin = time.perf_counter_ns()
             timed.call(slot)
             samples.append((time.perf_counter_ns() - begin) / 1e6)
@@ -156,7 +164,10 @@ class GpuClock:
         else:
             timed.call(slot)
 
-    def block(self, timed: Timed, iterations: int, start: int, fresh: Fresh) -> list[float]:
+    def block(
+        self, timed: Timed, iterations: int, start: int, fresh: Fresh, cold: bool = True
+    ) -> list[float]:
+        assert cold  # the flush is what tells iterations apart in the records
         events = [(_event(), _event()) for _ in range(iterations)]
         torch.cuda.synchronize()
         for n, (begin, end) in enumerate(events):

@@ -203,7 +203,7 @@ def block(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]
         state.slots.move(slot, moves[n])
         state.slots.poison(slot)
 
-    samples = state.clock.block(timed, iterations, args["start"], fresh)
+    samples = state.clock.block(timed, iterations, args["start"], fresh, args.get("cold", True))
     state.block_sizes.append((args["kernel"], iterations))
     state.copies += [3 * len(m) for m in moves]
     return {"samples_ms": samples}

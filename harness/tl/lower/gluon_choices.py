@@ -124,20 +124,23 @@ def registers(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: i
 
 
 def space(program: ir.Program) -> Iterator[dict[str, int]]:
-    """Choices that a search tries: tiles with consumers, stages, turns and groups of heads.
+    """Choices that a search tries: tiles with consumers, stages, overlap, turns and groups of heads.
 
     Tickets only: a block for each tile was behind in every cell that was measured.
     """
     rows = rows_of(program)
     others = [n for n, _ in program.parameters if ir.Sym(n) != rows]
     seen: set[tuple[tuple[str, int], ...]] = set()
-    for consumers, size, stages, pingpong, heads in itertools.product(
-        (2, 3), (128, 64), (2, 3), (0, 1), (0, 4, 32)
+    for consumers, size, stages, (overlap, pingpong), heads in itertools.product(
+        (2, 3), (128, 64), (2, 3), ((1, 0), (1, 1), (0, 0)), (0, 4, 32)
     ):
         tiles = {
             n: size if len(choices) > 1 else choices[0] for n, choices in program.parameters if n in others
         }
-        asked = {**tiles, "consumers": consumers, "stages": stages, "pingpong": pingpong, "heads": heads}
+        asked = {
+            **tiles, "consumers": consumers, "stages": stages, "overlap": overlap, "pingpong": pingpong,
+            "heads": heads,
+        }  # fmt: skip
         try:
             full = complete(program, asked)
         except LowerError:
