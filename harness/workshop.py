@@ -110,12 +110,13 @@ class Workshop:
 
     def _time(self, step: Time, commission: Commission, standing: Manifest, seed: int) -> Done:
         from harness.stopwatch import tile_search, time_kernel
+        from harness.tuning import TUNABLE
 
         bench = self._bench
         assert bench is not None
         best: dict[str, str] = {}
         manifest, verification = standing, None
-        if step.program and bench.kind == "cuda" and commission.brief.backend == "triton":
+        if step.program and bench.kind == "cuda" and commission.brief.backend in TUNABLE:
             with tempfile.TemporaryDirectory() as scratch:
                 lowered, best = tile_search(step.program, commission.brief, Path(scratch))
             if lowered is not None:

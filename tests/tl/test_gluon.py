@@ -226,6 +226,33 @@ def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
     assert len(fitting(prog, None, 128, 128)) > 4
 
 
+def scheduled(tile: str, schedule: str) -> tuple[Task, ir.Program]:
+    """`mha_causal` with another `Tile` and `Schedule` line."""
+    task = find("mha_causal")
+    text = re.sub(r"(?m)^Tile .*", f"Tile {tile}", text_of("reference", "mha_causal"))
+    return task, resolve(parse(re.sub(r"(?m)^Schedule .*", f"Schedule {schedule}", text)), task)
+
+
+def test_a_schedule_of_single_values_is_what_the_kernel_does() -> None:
+    line = "consumers 3, stages 3, overlap off, persistent static, order linear, heads 8, registers 152"
+    task, prog = scheduled("BM = 192, BN = 64", line)
+    wanted = {
+        "consumers": 3, "stages": 3, "overlap": 0, "persistent": 1, "longest_first": 0, "heads": 8,
+        "registers": 152, "BM": 192, "BN": 64,
+    }  # fmt: skip
+    for row in (*default_table(prog), *fitting(prog, None, 64, 64)):
+        told = row if isinstance(row, dict) else dict(row.choice)
+        assert told | wanted == told
+    files = lower_gluon(prog, task).files
+    assert "BM=192" in files["attention.py"] and "192" not in files["fallback.py"].partition("def ")[0]
+
+
+def test_a_key_of_several_values_is_left_to_the_compiler() -> None:
+    _, prog = scheduled("BM in {64, 128}, BN in {64, 128}", "overlap in {off, on}, stages in {2, 3}")
+    assert {dict(row.choice)["overlap"] for row in default_table(prog)} == {1}
+    assert {c["overlap"] for c in fitting(prog, None, 64, 64)} == {0, 1}
+
+
 def test_a_choice_is_completed_from_its_rows() -> None:
     _, prog = program("reference", "mha")
     assert complete(prog, {"BM": 192})["consumers"] == 3

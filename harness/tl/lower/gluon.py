@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from harness.targets import Target
 from harness.tl import ir
@@ -102,9 +103,18 @@ def lower_gluon(
         f'name = "{name}"\ndescription = "Compiled for Hopper from the LLM-TL program {program.name}."\n'
         f'task = "{task.name}"\nbackend = "gluon"\n'
     )
-    fallback = lower_triton(program, task, target).files["attention.py"]
+    fallback = lower_triton(_without_roles(program), task, target).files["attention.py"]
     files = {"candidate.toml": manifest, "attention.py": "".join(source), "fallback.py": fallback}
     return Lowered(name, "gluon", files, dict(rows[0].choice))
+
+
+def _without_roles(program: ir.Program) -> ir.Program:
+    """The program with tiles that the Triton compiler can have: powers of two, no rows of three consumers."""
+    tiles = tuple(
+        (name, tuple(dict.fromkeys(1 << (value.bit_length() - 1) for value in values)))
+        for name, values in program.parameters
+    )
+    return replace(program, parameters=tiles)
 
 
 def _rows(

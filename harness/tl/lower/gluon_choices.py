@@ -68,6 +68,13 @@ def complete(
     return {**tiles, **schedule.choice}
 
 
+def decided(program: ir.Program) -> dict[str, int]:
+    """What the program's own schedule leaves no choice about: its keys of one value."""
+    told = Schedule.of(program).choice
+    names = [("longest_first" if key == "order" else key, values) for key, values in program.schedule]
+    return {name: told[name] for name, values in names if len(values) == 1 and name in told}
+
+
 def unfit(program: ir.Program, choice: Mapping[str, int]) -> str | None:
     """Why Gluon code cannot have the choice; None where it can."""
     rows = rows_of(program)
@@ -139,7 +146,7 @@ def space(program: ir.Program) -> Iterator[dict[str, int]]:
         }
         asked = {
             **tiles, "consumers": consumers, "stages": stages, "overlap": overlap, "pingpong": pingpong,
-            "heads": heads,
+            "heads": heads, **decided(program),
         }  # fmt: skip
         try:
             full = complete(program, asked)
@@ -179,6 +186,7 @@ def _default(program: ir.Program, dim: int) -> dict[str, int]:
             "stages": stages,
             "pingpong": int(consumers == 3),
             "overlap": 1,
+            **decided(program),
         }
         choice = complete(program, {}, row)
         if shared_bytes(program, choice, dim, dim_v) <= LIMIT:
