@@ -8,8 +8,8 @@ from pathlib import Path
 
 from harness.build.manifest import CandidateError, Manifest, scan_candidates
 from harness.experiment import Experiment, make_plan
+from harness.gate_kernels import Damaged, Kernels
 from harness.gate_run import cases_of
-from reports.gate.kernels import Damaged, Kernels
 from reports.gate.saved import Saved
 from tasks import discover
 

@@ -24,13 +24,13 @@ from harness.exits import (
 )
 from harness.experiment import Experiment, experiment_of, located, read_experiment
 from harness.gate_before import NOTHING, Before, changed_since, keep_sources, stored_before
+from harness.gate_kernels import Kernels
 from reports.gate.accept import Raised, Refused, first, raised
 from reports.gate.beside import former
 from reports.gate.change import RULE
 from reports.gate.decision import Judgement, judge
 from reports.gate.github import annotations
 from reports.gate.junit import junit
-from reports.gate.kernels import Kernels
 from reports.gate.saved import SavedError
 from reports.gate.storage import AGAIN, REFERENCE, WHOLE, NoMeasurement, NoReference, Storage
 from reports.gate.table import as_json, markdown, report

@@ -276,12 +276,27 @@ def tune(
             autocompletion=completion.among("triton", "cuda", "gluon"),
         ),
     ] = "triton",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Time all schedules of Hopper, not the few that a search picks.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Time every choice of tiles and launches on this GPU, and write a candidate with the best per shape.
+    """Time choices of tiles and launches on this GPU, and write a candidate with the best per shape.
 
-    Needs the GPU that the candidate is for.
+    Needs the GPU that the candidate is for. All choices are timed; of Hopper's schedules, which are hundreds,
+    a search times a sixth or less.
     """
     from harness import tl_tune
 
-    tl_tune.run(file, task, task_folders or [], target, workloads or ["models"], dtype, out, as_json, backend)
+    tl_tune.run(
+        file,
+        task,
+        task_folders or [],
+        target,
+        workloads or ["models"],
+        dtype,
+        out,
+        as_json,
+        backend,
+        everything,
+    )

@@ -31,8 +31,12 @@ _SHOWN = 4  # choices of a cell in the table
 def run(
     path: Path | None, task_name: str | None, folders: Sequence[Path], target_name: str | None,
     sets: Sequence[str], dtype: str, out: Path, as_json: bool, backend: str = "triton",
+    everything: bool = False,
 ) -> None:  # fmt: skip
-    """Time every choice that fits on every workload of the sets; ends the command where it cannot."""
+    """Search the choices that fit on every workload of the sets; ends the command where it cannot.
+
+    Of Hopper's schedules a search times a sixth or less, unless `everything`; of other choices all are timed.
+    """
     if backend not in TUNABLE:
         fail(f"no choices of {backend} are searched; choose one of {', '.join(TUNABLE)}", EXIT_USAGE)
     source, task = program_of(path, task_name, folders)
@@ -51,9 +55,12 @@ def run(
     program = report.program
     if not any(choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend) for w in workloads):
         fail(f"no choice of the program's tiles fits on {target.name}; see: attnbench tl space", EXIT_FOUND)
+    searched = backend == "gluon" and not everything
     try:
         with tempfile.TemporaryDirectory() as scratch, Bar(output(as_json=True), "tuning") as bar:
-            tuned, lowered = tune(program, task, target, workloads, Path(scratch), None, backend, bar.moved)
+            tuned, lowered = tune(
+                program, task, target, workloads, Path(scratch), None, backend, bar.moved, searched
+            )
     except LowerError as error:
         fail(str(error), EXIT_FOUND)
     folder = _write(tuned, lowered, out)
@@ -61,6 +68,11 @@ def run(
         print(json.dumps({"candidate": str(folder), "rows": [asdict(r) for r in tuned.rows]}, indent=1))
         return
     _show(tuned, task, workloads)
+    for cell, budget in tuned.searches.items():
+        share = f"{100 * budget.evaluations / budget.size:.0f} %"
+        print(
+            f"{cell}: {budget.evaluations} timings of {budget.size} choices ({share}), {budget.seconds:.1f} s"
+        )
     print(
         f"\n{len(tuned.timings)} timings on {tuned.device} in {tuned.wall_s:.0f} s, all in {folder / _RECORD}"
     )

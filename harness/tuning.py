@@ -6,17 +6,14 @@ timed again by the protocol. Compilation runs in many processes, timing in one.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -28,6 +25,10 @@ from harness.tl.lower.cute import lower_cute
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.lowered import Lowered
 from harness.tl.lower.triton import lower_triton
+from harness.tuning_clock import tensors_of as _tensors
+from harness.tuning_clock import time_choice as _time
+from harness.tuning_clock import try_once as _try
+from harness.tuning_search import hopper_choices, search_choices
 from tasks import Task, Workload
 
 _REGISTERS = 200  # of f32 tiles a thread; past that every choice seen spilled
@@ -37,6 +38,7 @@ _COMPILERS = {
     "gluon": lower_gluon,
 }  # whose candidates take a table of choices
 TUNABLE = tuple(_COMPILERS)
+_Broken = dict[tuple[int, int, str], str]  # head dimensions and a choice -> why it does not compile
 _RETRIED = 3  # choices timed once more, longer, before one is taken
 
 
@@ -52,6 +54,15 @@ class Timing:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What the search of one cell took: timings of `size` choices, every one counted."""
+
+    size: int
+    evaluations: int
+    seconds: float
+
+
 @dataclass
 class Tuned:
     """What a search found: the table of the best choices, and every timing."""
@@ -61,6 +72,7 @@ class Tuned:
     rows: tuple[Row, ...]
     timings: list[Timing] = field(default_factory=list)
     wall_s: float = 0.0
+    searches: dict[str, Budget] = field(default_factory=dict)  # of a search; nothing where all was timed
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -69,6 +81,7 @@ class Tuned:
             "device": self.device,
             "wall_s": round(self.wall_s, 1),
             "rows": [asdict(r) for r in self.rows],
+            "searches": {cell: asdict(budget) for cell, budget in self.searches.items()},
             "timings": [asdict(t) for t in self.timings],
         }
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -100,14 +113,18 @@ def tune(
     workers: int | None = None,
     backend: str = "triton",
     moved: Callable[[int, int], None] = lambda done, total: None,
+    searched: bool = False,
 ) -> tuple[Tuned, Lowered]:
     """The best choice for each workload by measuring, and the candidate with that table.
 
-    `moved` is told how many of all compilations and timings are done.
+    `searched`: of what fits, a sixth or less is timed; else all of it is. `moved` is told how
+    many of all compilations and timings are done.
     """
     began = time.monotonic()
     spaces = {
-        (w.dim, w.dim_v): choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend)
+        (w.dim, w.dim_v): hopper_choices(program, task, target, (w.dim, w.dim_v))
+        if backend == "gluon"
+        else choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend)
         for w in workloads
     }
     smallest = {
@@ -117,20 +134,35 @@ def tune(
     source = _searchable(program, task, spaces, backend)
     folder = source.write(scratch / source.name)
     jobs = [
-        (str(folder), smallest[dims], task.name, choice) for dims, space in spaces.items() for choice in space
+        (str(folder), smallest[dims], task.name, choice)
+        for dims, space in spaces.items()
+        for choice in (_kernels(space) if backend == "gluon" else space)
     ]
     total = len(jobs) + sum(len(spaces[w.dim, w.dim_v]) for w in workloads)
     count = workers or max(1, (os.cpu_count() or 2) - 2)
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:  # CUDA does not survive a fork
-        broken: dict[tuple[int, int, str], str] = {}
+        broken: _Broken = {}
         for n, (job, error) in enumerate(zip(jobs, pool.map(_try, jobs, chunksize=2), strict=True), 1):
             if error:
-                broken[job[1].dim, job[1].dim_v, _key(job[3])] = error
+                dims = (job[1].dim, job[1].dim_v)
+                alike = (
+                    [c for c in spaces[dims] if _kernels([c]) == _kernels([job[3]])]
+                    if backend == "gluon"
+                    else [job[3]]
+                )
+                broken |= {(*dims, _key(c)): error for c in alike}
             moved(n, total)
     tuned = Tuned(task.name, torch.cuda.get_device_name(), ())
     rows: dict[tuple[int, int, int], Row] = {}
+    where = str(folder)
+    found = _searched(where, workloads, task, spaces, broken, tuned) if searched else {}
     for w in workloads:
-        best = _best(str(folder), w, task, spaces[w.dim, w.dim_v], broken, tuned.timings)
+        leading = (
+            found.get(w.key, [])
+            if searched
+            else _timed(where, w, task, spaces[w.dim, w.dim_v], broken, tuned.timings)
+        )
+        best = _best(where, w, task, leading)
         if best is not None:
             row = Row.of(w.torch_dtype.itemsize, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), best)
             rows.setdefault((row.bytes, row.dim, row.seq), row)
@@ -138,6 +170,11 @@ def tune(
     tuned.rows = tuple(rows[k] for k in sorted(rows))
     tuned.wall_s = time.monotonic() - began
     return tuned, _COMPILERS[backend](program, task, target, tuned.rows or None, None)
+
+
+def _kernels(space: Iterable[Mapping[str, int]]) -> list[dict[str, int]]:
+    """Choices of a schedule whose kernels differ: groups of heads are passed to the same one."""
+    return list({_key({**c, "heads": 0}): {**c, "heads": 0} for c in space}.values())
 
 
 def _searchable(
@@ -150,116 +187,80 @@ def _searchable(
     return _COMPILERS[backend](program, task, None, everything, None)
 
 
-def _best(
+def _measured(
+    folder: str,
+    w: Workload,
+    task: Task,
+    tensors: Mapping[str, torch.Tensor],
+    choice: Mapping[str, int],
+    broken: str,
+) -> Timing:
+    """A short timing of a choice; `broken` says why it did not compile."""
+    time_ms, error = None, broken
+    if not error:
+        try:
+            time_ms = _time(folder, task, w, tensors, choice, 12)
+        except Exception as problem:  # a choice that fails is one not to take; the reason is kept
+            error = f"{type(problem).__name__}: {problem}"[:300]
+    return Timing(w.key, max(w.dim, w.dim_v), w.seq_q, dict(choice), time_ms, error)
+
+
+def _timed(
     folder: str,
     w: Workload,
     task: Task,
     space: Sequence[Mapping[str, int]],
-    broken: Mapping[tuple[int, int, str], str],
+    broken: _Broken,
     timings: list[Timing],
-) -> dict[str, int] | None:
-    """The fastest choice for the workload, None where none ran; `timings` gets them all."""
-    found: list[tuple[float, Mapping[str, int]]] = []
+) -> list[Mapping[str, int]]:
+    """The fastest few of all choices; `timings` gets them all."""
     tensors = _tensors(task, w)
-    for choice in space:
-        error = broken.get((w.dim, w.dim_v, _key(choice)), "")
-        time_ms = None
-        if not error:
-            try:
-                time_ms = _time(folder, task, w, tensors, choice, 12)
-            except Exception as problem:  # a choice that fails is one not to take; the reason is kept
-                error = f"{type(problem).__name__}: {problem}"[:300]
-        timings.append(Timing(w.key, max(w.dim, w.dim_v), w.seq_q, dict(choice), time_ms, error))
-        if time_ms is not None:
-            found.append((time_ms, choice))
-    if not found:
+    mine = [_measured(folder, w, task, tensors, c, broken.get((w.dim, w.dim_v, _key(c)), "")) for c in space]
+    timings += mine
+    ran = sorted((t for t in mine if t.time_ms is not None), key=lambda t: t.time_ms or 0.0)
+    return [t.choice for t in ran[:_RETRIED]]
+
+
+def _searched(
+    folder: str,
+    workloads: Sequence[Workload],
+    task: Task,
+    spaces: Mapping[tuple[int, int], Sequence[dict[str, int]]],
+    broken: _Broken,
+    tuned: Tuned,
+) -> dict[str, list[Mapping[str, int]]]:
+    """The fastest few choices of each workload that a search finds; `tuned` gets every timing."""
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+
+    def time_ms(w: Workload, choice: Mapping[str, int]) -> float | None:
+        if w.key not in tensors:
+            tensors.clear()  # those of one workload at a time
+            tensors[w.key] = _tensors(task, w)
+        timing = _measured(
+            folder, w, task, tensors[w.key], choice, broken.get((w.dim, w.dim_v, _key(choice)), "")
+        )
+        tuned.timings.append(timing)
+        return timing.time_ms
+
+    found = search_choices(workloads, spaces, time_ms)
+    leading: dict[str, list[Mapping[str, int]]] = {key: [*s.leading(_RETRIED)] for key, s in found.items()}
+    tuned.searches = {
+        key: Budget(s.size, s.evaluations + len(leading[key]), round(s.seconds, 2))
+        for key, s in found.items()
+    }
+    return leading
+
+
+def _best(
+    folder: str, w: Workload, task: Task, leading: Sequence[Mapping[str, int]]
+) -> dict[str, int] | None:
+    """The fastest of a few choices, timed once more and longer; None where there is none."""
+    if not leading:
         return None
-    finalists = [choice for _, choice in sorted(found, key=lambda f: f[0])[:_RETRIED]]
-    again = [(_time(folder, task, w, tensors, choice, 60), choice) for choice in finalists]
-    return dict(min(again, key=lambda f: f[0])[1])
+    tensors = _tensors(task, w)
+    again = [(_time(folder, task, w, tensors, choice, 60), n) for n, choice in enumerate(leading)]
+    return dict(leading[min(again)[1]])
 
 
 def _key(choice: Mapping[str, int]) -> str:
     return json.dumps(dict(choice), sort_keys=True)
-
-
-def _tensors(task: Task, w: Workload) -> dict[str, torch.Tensor]:
-    generator = torch.Generator("cuda").manual_seed(0)
-    drawn = {
-        t.name: torch.randn(t.shape(w), generator=generator, device="cuda", dtype=torch.float32)
-        for t in task.tensors
-    }
-    return {name: t.to(w.torch_dtype) for name, t in drawn.items()}
-
-
-_MODULES: dict[str, ModuleType] = {}  # candidates imported in this process, by folder
-
-
-def _attention(folder: str, choice: Mapping[str, int]) -> Callable[..., None]:
-    """The candidate's `attention`, with that choice for every call until the next."""
-    if folder not in _MODULES:
-        spec = importlib.util.spec_from_file_location(f"tuned_{len(_MODULES)}", f"{folder}/attention.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, folder)  # for what it imports from beside it
-        sys.modules.pop("fallback", None)
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.remove(folder)
-        _MODULES[folder] = module
-    chosen = _MODULES[folder]
-    chosen._choose = lambda *_: chosen.Choice(**choice)  # type: ignore[attr-defined]
-    attention: Callable[..., None] = chosen.attention
-    return attention
-
-
-def _call(
-    folder: str, task: Task, w: Workload, tensors: Mapping[str, torch.Tensor], choice: Mapping[str, int]
-) -> None:
-    _attention(folder, choice)(**tensors, **task.scalars(w))
-
-
-def _try(job: tuple[str, Workload, str, Mapping[str, int]]) -> str:
-    """Compile and run once; what went wrong, or nothing."""
-    from tasks import find
-
-    folder, w, name, choice = job
-    try:
-        task = find(name)
-        _call(folder, task, w, _tensors(task, w), choice)
-        torch.cuda.synchronize()
-    except Exception as problem:  # the compiler's and the driver's errors are many; the text is kept
-        return f"{type(problem).__name__}: {problem}"[:300]
-    return ""
-
-
-def _time(
-    folder: str,
-    task: Task,
-    w: Workload,
-    tensors: Mapping[str, torch.Tensor],
-    choice: Mapping[str, int],
-    ms: int,
-) -> float:
-    """Milliseconds of one call, the median of graph replays that take about that long together."""
-    _call(folder, task, w, tensors, choice)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        _call(folder, task, w, tensors, choice)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
-    graph.replay()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    once = max(begin.elapsed_time(end) / 2, 1e-3)
-    samples: list[float] = []
-    for _ in range(max(3, min(200, round(ms / once)))):
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        samples.append(begin.elapsed_time(end))
-    return sorted(samples)[len(samples) // 2]

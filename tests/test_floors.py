@@ -53,6 +53,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "harness.looks",
         "harness.bursts",
         "harness.tuning",
+        "harness.tuning_clock",
+        "harness.tuning_search",
     ),
     ("reports",),
     (
@@ -80,6 +82,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "harness.export_command",
         "harness.gate_cli",
         "harness.gate_commands",
+        "harness.gate_before",
+        "harness.gate_kernels",
         "harness.gate_run",
         "harness.generation_commands",
         "harness.generation_cli",

@@ -20,8 +20,8 @@ from harness.exits import (
     EXIT_STORE,
     EXIT_USAGE,
 )
+from harness.gate_kernels import Kernels
 from reports.gate.change import RULE, Rule
-from reports.gate.kernels import Kernels
 from tests.command import attnbench
 from tests.conftest import GOOD, SANDBOX
 from tests.gates import CPU, OWN, anchor, beside, case, write

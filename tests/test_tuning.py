@@ -68,3 +68,32 @@ def test_each_compilation_and_each_timing_moves_the_bar(
     ]
     assert [t.error for t in tuned.timings if t.choice == space[0]] == ["it spills"] * 2
     assert len(tuned.timings) == timed
+
+
+def test_a_search_times_few_schedules_and_counts_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With times that depend on the choice alone, the best is found; groups of heads share a compilation."""
+    task, target = find("mha_causal"), find_target("h100")
+    program = check(next(e.text for e in corpus("reference") if e.task == task.name), task).program
+    assert program is not None
+    workloads = [w for w in task.workloads["paper"] if w.dim == 128 and w.dtype == "fp16"][:4]
+    compiled: list[dict[str, int]] = []
+
+    def time_ms(folder: object, task: object, w: object, tensors: object, choice: Any, ms: int) -> float:
+        cost = {128: 1.0, 64: 1.2, 256: 1.5}[choice["BN"]] * (1.3 - 0.3 * choice["overlap"])
+        return cost * (1.0 if choice["persistent"] == 2 else 1.1) * (1.0 if choice["heads"] == 4 else 1.05)
+
+    monkeypatch.setattr(tuning, "ProcessPoolExecutor", HerePool)
+    monkeypatch.setattr(tuning, "_try", lambda job: compiled.append(job[3]) or "")
+    monkeypatch.setattr(tuning, "_tensors", lambda *_: {})
+    monkeypatch.setattr(tuning, "_time", time_ms)
+    monkeypatch.setattr(tuning.torch.cuda, "get_device_name", lambda: "a GPU")
+    tuned, lowered = tuning.tune(program, task, target, workloads, tmp_path, 1, "gluon", searched=True)
+    assert {c["heads"] for c in compiled} == {0} and len(compiled) > 20
+    for row in tuned.rows:
+        best = dict(row.choice)
+        assert (best["BN"], best["overlap"], best["persistent"], best["heads"]) == (128, 1, 2, 4)
+    assert set(tuned.searches) == {w.key for w in workloads}
+    for key, budget in tuned.searches.items():
+        timed = sum(t.cell == key for t in tuned.timings)
+        assert budget.evaluations == timed + 3 and timed <= max(16, 0.15 * budget.size) < budget.size / 3
+    assert "BN=128" in lowered.files["attention.py"]

@@ -1,7 +1,6 @@
 """The gate: is a kernel slower than it was? Decided from saved measurements alone.
 
 saved.py       what pytest-benchmark saved of a case, read back
-kernels.py     the sources of what was measured, kept by content
 beside.py      a kernel beside its old self in one session
 storage.py     where it lies, which file is the reference and which is new
 comparable.py  may the two be compared at all

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.build.manifest import read_candidate
-from reports.gate.kernels import Damaged, Kernels
+from harness.gate_kernels import Damaged, Kernels
 
 
 @pytest.fixture

@@ -1,0 +1,49 @@
+"""Owns the search of a Hopper program's tiles and schedules: the space, and the few of it that are timed.
+
+The checker prunes the space before anything is compiled. All that is left is compiled, in many processes at
+once; of that a sixth or less is timed, shapes nearby beginning with each other's best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from harness.targets import Target
+from harness.tl import ir
+from harness.tl.lower import gluon_choices
+from harness.tl.lower.lowered import LowerError
+from harness.tl.search import Cell, Search, search_cells
+from harness.tl.space import hopper_pruned
+from tasks import Task, Workload
+
+Dims = tuple[int, int]
+
+
+def hopper_choices(program: ir.Program, task: Task, target: Target, dims: Dims) -> list[dict[str, int]]:
+    """What a search may take: all that the checker finds room for and the compiler can have."""
+    fixed = gluon_choices.decided(program)
+    found: list[dict[str, int]] = []
+    for choice in hopper_pruned(program, task, target, dims=dims).kept:
+        try:
+            full = gluon_choices.complete(program, {**choice, **fixed})
+        except LowerError:
+            continue
+        fits = gluon_choices.shared_bytes(program, full, *dims) <= gluon_choices.LIMIT
+        if fits and gluon_choices.unfit(program, full) is None and full not in found:
+            found.append(full)
+    return found
+
+
+def search_choices(
+    workloads: Sequence[Workload],
+    spaces: Mapping[Dims, Sequence[dict[str, int]]],
+    time_ms: Callable[[Workload, Mapping[str, int]], float | None],
+) -> dict[str, Search]:
+    """The search of each workload, by its key. `time_ms` measures one choice; None where it does not run."""
+    by_key = {w.key: w for w in workloads}
+    cells = [
+        Cell(w.key, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), tuple(spaces[w.dim, w.dim_v]))
+        for w in workloads
+        if spaces[w.dim, w.dim_v]
+    ]
+    return search_cells(cells, lambda cell, choice: time_ms(by_key[cell.name], choice))
