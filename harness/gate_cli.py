@@ -36,7 +36,7 @@ app = typer.Typer(
         "attnbench gate --reference   # once, on a version that you trust",
         "attnbench gate               # after a change",
         "attnbench gate accept        # raise the reference",
-        "attnbench gate --against DIR # without one: beside the kernels of another checkout",
+        "attnbench gate --against DIR # beside the kernels of another checkout",
         then="docs/gate.md has CI workflows, and what each outcome means. 75, with --measured: cases must be "
         "measured once more.",
         codes=CODES,

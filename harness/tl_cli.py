@@ -277,7 +277,10 @@ def tune(
         ),
     ] = "triton",
     everything: Annotated[
-        bool, typer.Option("--all", help="Time all schedules of Hopper, not the few that a search picks.")
+        bool,
+        typer.Option(
+            "--all", metavar=FLAG, help="Time all schedules of Hopper, not the few that a search picks."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
