@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import signal
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def evaluate(
             Store(run, resume=resume) as store,
             Bench(experiment, target, task_folders=task_folders, sandbox=sandbox, stand_in=stand_in) as bench,
         ):
-            store.add_experiment(as_toml(experiment))
+            store.add_experiment(as_toml(experiment), meaning_of)
             if store.dropped:
                 console.print("[yellow]the last line of the run was torn and is done again[/]")
             whole = make_kernels(experiment, plan, known, prepared, store, bench, console, partial)
@@ -157,7 +158,7 @@ def generate(
 
     def go() -> None:
         with Store(run, resume=resume) as store:
-            store.add_experiment(as_toml(experiment))
+            store.add_experiment(as_toml(experiment), meaning_of)
             make_kernels(experiment, plan, known, prepared, store, None, console)
 
     try:
@@ -260,6 +261,14 @@ def planned(
 def as_toml(experiment: Experiment) -> str:
     """The experiment as run; JSON's scalars and arrays are TOML's. What is empty is left out."""
     return "\n".join(_toml_lines(experiment.model_dump(mode="json", exclude_none=True), "")).strip() + "\n"
+
+
+def meaning_of(text: str) -> object:
+    """The experiment that a file of a run asks for, defaults filled in; the text where it is none."""
+    try:
+        return experiment_of(tomllib.loads(text), "experiment")
+    except (tomllib.TOMLDecodeError, ExperimentError):
+        return text
 
 
 def _toml_lines(section: dict[str, Any], name: str) -> list[str]:

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from harness import static_report
 from harness.build.nvrtc import CompilerMissing, include_folders
-from harness.commands import as_toml, confinement, guarded, planned
+from harness.commands import as_toml, confinement, guarded, meaning_of, planned
 from harness.exits import EXIT_FOUND, EXIT_MACHINE, EXIT_STORE, EXIT_USAGE, fail
 from harness.programs import program_candidates
 from harness.progress import Bar, output
@@ -46,7 +46,7 @@ def compile_only(
 
     def go() -> static_report.Static:
         with Store(run, resume=False) as store:
-            store.add_experiment(as_toml(experiment))
+            store.add_experiment(as_toml(experiment), meaning_of)
             programs, refused = program_candidates(experiment, known, store, source)
             for line in (*plan.unusable, *refused):
                 console.print(f"[yellow]left out[/] {escape(line)}", soft_wrap=True)

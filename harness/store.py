@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -120,15 +120,19 @@ class Store:
             if not file.exists():
                 self._replace(file, content)
 
-    def add_experiment(self, text: str) -> None:
-        """Keep the experiment as run; a resumed run must be the same."""
+    def add_experiment(self, text: str, meaning: Callable[[str], object] = str) -> None:
+        """Keep the experiment as run; a resumed run must be the same.
+
+        `meaning`: what two texts must agree in. A run from before a key came to be lacks its default.
+        """
         file = self.path / EXPERIMENT
-        if file.exists() and file.read_text() != text:
+        if not file.exists():
+            self._replace(file, text.encode())
+        elif (kept := file.read_text()) != text and meaning(kept) != meaning(text):
             raise StoreError(
                 f"{file} differs from what is asked now; resume with the same options, "
                 "or choose another --out"
             )
-        self._replace(file, text.encode())
 
     def _replace(self, file: Path, content: bytes) -> None:
         temporary = file.with_name(file.name + ".new")

@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from harness.commands import as_toml, meaning_of
+from harness.experiment import experiment_of
 from harness.records import Identity, Result
 from harness.store import Store, StoreError
 
@@ -118,6 +120,19 @@ def test_another_experiment_does_not_go_on_with_this_run(tmp_path):
         store.add_experiment('target = "cpu"\n')
         with pytest.raises(StoreError, match="differs"):
             store.add_experiment('target = "h100"\n')
+
+
+def test_a_run_from_before_a_key_came_to_be_goes_on(tmp_path):
+    """Its file stays as it is: hashes of it are on record."""
+    new = as_toml(experiment_of({"target": "cpu", "tasks": "mha"}, "test"))
+    old = new.replace("cold = true\n", "")
+    assert old != new
+    with Store(tmp_path / "run", resume=False) as store:
+        store.add_experiment(old, meaning_of)
+        store.add_experiment(new, meaning_of)
+        assert (tmp_path / "run" / "experiment.toml").read_text() == old
+        with pytest.raises(StoreError, match="differs"):
+            store.add_experiment(new.replace("cold = true", "cold = false"), meaning_of)
 
 
 def test_a_full_disk_keeps_what_was_recorded_and_the_file_whole(tmp_path, results, monkeypatch):

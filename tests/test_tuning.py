@@ -70,7 +70,9 @@ def test_each_compilation_and_each_timing_moves_the_bar(
     assert len(tuned.timings) == timed
 
 
-def test_a_search_times_few_schedules_and_counts_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_search_times_few_schedules_and_counts_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """With times that depend on the choice alone, the best is found; groups of heads share a compilation."""
     task, target = find("mha_causal"), find_target("h100")
     program = check(next(e.text for e in corpus("reference") if e.task == task.name), task).program
