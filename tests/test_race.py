@@ -33,6 +33,7 @@ class FakeWorker:
         self.trusted, self.times_ms, self.records = trusted, times_ms, records
         self.faults = faults or {}
         self.alive, self.hushed, self.asked, self.recorded, self.answer = True, False, [], [], None
+        self.thread_ms = dict  # processor time of none
 
     def ask(self, op, args=None, *, limit_s, fds=()):
         args = args or {}
@@ -176,8 +177,9 @@ class FakeStore:
 class FakeClock:
     """The judge's: sees what the track says, a time or (without a request's cost, with it)."""
 
-    def __init__(self, track, bursts, most):
+    def __init__(self, track, bursts, most, threads):
         assert most == SLOTS
+        self.threads = threads
         worker, kernel = bursts._worker, bursts._kernel
         self.track, self.worker, self.kernel = track, worker, kernel
         self.slope_ms = self.at_most_ms = float("inf")

@@ -157,5 +157,8 @@ SHOWN = {
         "attnbench gate --candidates DIR --storage DIR",
         "attnbench gate --experiment FILE",
     ),
+    "takes half an hour, and says how long on its page; tests/test_gate_trial.py runs its parts": (
+        "python -m tests.gate_trial --out trial.json --cap-s 7 --half-width 0.015 --days 1 --tiles 1",
+    ),
     "changes the reader's shell": ("attnbench --install-completion",),
 }  # fmt: skip
