@@ -104,7 +104,7 @@ def test_a_process_ends_as_the_command_does(tmp_path):
             2,
             "No such file or directory; give a file with a program, or --task",
         ),
-        (["tl", "explain", "TL999"], 2, "did you mean TL904? See them all: attnbench tl codes"),
+        (["tl", "explain", "TL999"], 2, "did you mean TL908? See them all: attnbench tl codes"),
         (["tl", "explain", "zebra"], 2, "there is no code 'zebra'. See them all: attnbench tl codes"),
     ],
 )
