@@ -33,7 +33,7 @@ class FakeWorker:
         self.trusted, self.times_ms, self.records = trusted, times_ms, records
         self.faults = faults or {}
         self.alive, self.hushed, self.asked, self.recorded, self.answer = True, False, [], [], None
-        self.thread_ms = dict  # processor time of none
+        self.thread_ms = lambda: {1: 0.0}  # processor time
 
     def ask(self, op, args=None, *, limit_s, fds=()):
         args = args or {}
@@ -179,8 +179,8 @@ class FakeClock:
 
     def __init__(self, track, bursts, most, threads):
         assert most == SLOTS
-        self.threads = threads
         worker, kernel = bursts._worker, bursts._kernel
+        track.threads.append((worker, threads))
         self.track, self.worker, self.kernel = track, worker, kernel
         self.slope_ms = self.at_most_ms = float("inf")
 
@@ -214,7 +214,7 @@ class Track:
             trial = candidate_trial(manifest(name), cell, self.bench)
             self.entrants.append(Entrant(trial, worker, name, [check()]))
         self.seen = {name: [ms] for name, ms in candidates.items()}  # by the judge; the last one for good
-        self.looks, self.monkeypatch, self.unsteady = [], monkeypatch, {}
+        self.looks, self.threads, self.monkeypatch, self.unsteady = [], [], monkeypatch, {}
         self.store = FakeStore()
         monkeypatch.setattr("harness.looks.JudgesClock", partial(FakeClock, self))
         # The judge waits a second for every plan: workers that answer at once do not bound an estimate.
@@ -470,6 +470,15 @@ def test_a_claim_that_the_judges_clock_contradicts_is_cheating(track):
     assert "2.0000" in out.reason
     assert made.looks == ["mine"] * (1 + SECOND_LOOKS + CLAIMS)
     assert made.unsteady == {}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_judge_sees_processor_time_where_the_processor_is_what_works(track, kind):
+    made = track({"mine": 0.5})
+    made.bench.kind = kind
+    made.run()
+    (worker, threads), *_ = made.threads
+    assert threads == (worker.thread_ms if kind == "cpu" else dict)
 
 
 def test_a_claim_that_stands_at_the_time_of_the_looks_convicts_nobody_and_is_not_believed(track):

@@ -169,18 +169,7 @@ def in_gluon(line: str) -> str:
 
 def helpers(body: str) -> str:
     """Source of the functions that the text calls, and of those that these call, in the prelude's order."""
-    wanted: set[str] = set()
-    todo = _called(body)
-    while todo:
-        name = todo.pop()
-        if name not in wanted:
-            wanted.add(name)
-            todo |= _called(_SOURCE[name].split("):", 1)[1])
-    return "".join(f"\n\n{source}\n" for name, source in _SOURCE.items() if name in wanted)
-
-
-def _called(text: str) -> set[str]:
-    return {name for name in _SOURCE if re.search(rf"\b{name}\(", text)}
+    return triton_prelude.called_from(body, _SOURCE)
 
 
 _SHARED = ("floor_div", "ceil_div", "finite", "inverse", "tanh")  # what Triton's kernels call too

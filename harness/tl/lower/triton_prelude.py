@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _PRELUDE = '''
 @triton.jit
@@ -71,18 +72,23 @@ def store_tile(
 
 def helpers(body: str) -> str:
     """Source of the functions that the text calls, and of those that these call, in the prelude's order."""
+    return called_from(body, SOURCE)
+
+
+def called_from(body: str, prelude: Mapping[str, str]) -> str:
+    """The same of any prelude: name -> source."""
     wanted: set[str] = set()
-    todo = _called(body)
+    todo = _called(body, prelude)
     while todo:
         name = todo.pop()
         if name not in wanted:
             wanted.add(name)
-            todo |= _called(SOURCE[name].split("):", 1)[1])
-    return "".join(f"\n\n{source}\n" for name, source in SOURCE.items() if name in wanted)
+            todo |= _called(prelude[name].split("):", 1)[1], prelude)
+    return "".join(f"\n\n{source}\n" for name, source in prelude.items() if name in wanted)
 
 
-def _called(text: str) -> set[str]:
-    return {name for name in SOURCE if re.search(rf"\b{name}\(", text)}
+def _called(text: str, prelude: Mapping[str, str]) -> set[str]:
+    return {name for name in prelude if re.search(rf"\b{name}\(", text)}
 
 
 SOURCE = {
