@@ -408,8 +408,9 @@ def test_the_whole_way_with_real_kernels(tmp_path, monkeypatch):
     for benchmark in data["benchmarks"]:
         told = benchmark["extra_info"]["attnbench"]
         assert benchmark["options"]["timer"] == "attnbench"
-        # The same unit; few blocks, whose median on a busy machine may be twice the one that was told.
-        assert 0.1 < benchmark["stats"]["median"] / (told["time_ms"] / 1e3) < 10
+        # pytest-benchmark has medians of blocks, what is told is the median of all calls: it lies among them.
+        told_s = told["time_ms"] / 1e3
+        assert 0.999 * benchmark["stats"]["min"] <= told_s <= 1.001 * benchmark["stats"]["max"]
     candidate(tmp_path, "good", "def attention(q, k, v, out, *, scale):\n    out.zero_()\n")
     found = attnbench("gate", *options, "--json", cwd=tmp_path)
     assert found.returncode == EXIT_FOUND
