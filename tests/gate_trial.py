@@ -358,7 +358,8 @@ def _quantiles(values: Sequence[float]) -> list[float]:
     return [round(float(x), 4) for x in np.quantile(values, (0.1, 0.5, 0.9))]
 
 
-def main() -> None:
+def settings_of(words: Sequence[str] | None = None) -> Settings:
+    """What a command line of this module asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -372,8 +373,11 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=4, help="how often all processes are new")
     parser.add_argument("--tiles", type=int, default=0, help="computed twice; 0: calibrate first")
     parser.add_argument("--seed", type=int, default=1)
-    settings = Settings(**vars(parser.parse_args()))
-    found = run(settings)
+    return Settings(**vars(parser.parse_args(words)))
+
+
+def main() -> None:
+    found = run(settings_of())
     print(json.dumps({"seconds": found["seconds"], **found["summary"]}, indent=1))
 
 

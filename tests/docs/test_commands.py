@@ -15,6 +15,7 @@ from harness.experiment import SHIPPED
 from harness.generate.methods import METHODS
 from harness.llm.keys import KEY_VARIABLES
 from tasks import discover
+from tests import gate_trial
 from tests.commands import commands, parse
 from tests.docs.ground import Grounds
 from tests.docs.ledger import RUN, SHOWN, Step
@@ -133,6 +134,9 @@ def is_of_pytest(word: str) -> bool:
 @pytest.mark.parametrize("line", SHOWN_LINES)
 def test_a_command_that_is_only_shown_is_one_of_the_program(line: str) -> None:
     words = [w for w in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S+", w)]
+    if words[:3] == ["python", "-m", "tests.gate_trial"]:
+        gate_trial.settings_of(words[3:])
+        return
     words = words[3:] if words[:3] == ["python3", "-m", "harness.cli"] else words[1:]
     if words == ["--install-completion"]:
         return  # tests/test_completion.py has the scripts
