@@ -30,8 +30,12 @@ GPUS = {
     "rtx8000": ("RTX 8000",),
 }
 
-# Tests of what must hold however kernels behave, beside tests/hacks.
+# Three processes on two cores: a third of the tests' time goes by waiting, for limits of time above all.
+# Files go to them in the order of tests/conftest.py, the longest first.
+PARALLEL = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
+# Long runs of what must hold however kernels behave.
 CORPUS = (
+    "tests/hacks",
     "tests/honest",
     "tests/faults",
     "tests/test_lost_workers.py",
@@ -56,14 +60,14 @@ def install(session: nox.Session, *extras: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, two at once but for those that hold bounds of time; options go to one plain pytest
-    (`nox -s tests -- -k store`). Long runs of hostile, faulty and odd kernels are in `nox -s hacks`."""
+    """Run the tests, three at once but for those that hold bounds of time; options go to one plain pytest
+    (`nox -s tests -- -k store`). Hostile kernels are among them; long runs of faulty and odd ones are not."""
     install(session, "test", "parquet")
     session.install("--no-deps", *FLASHINFER_BENCH)
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "not alone and not corpus")
+    session.run("pytest", *PARALLEL, "-m", "not alone and not corpus")
     session.run("pytest", "-m", "alone")
 
 
@@ -71,15 +75,14 @@ def tests(session: nox.Session) -> None:
 def hacks(session: nox.Session) -> None:
     """Hostile, faulty and odd kernels on this machine's CPU, each with its verdict; a quarter of an hour."""
     install(session, "test")
-    chosen = session.posargs or ["tests/hacks", *CORPUS]
-    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "not gpu", *chosen)
+    session.run("pytest", *PARALLEL, "-m", "not gpu", *(session.posargs or CORPUS))
 
 
 @nox.session(name="hacks-gpu", venv_backend=GPU_BACKEND)
 def hacks_gpu(session: nox.Session) -> None:
     """Hostile, faulty and odd kernels on this machine's GPU: each must get its verdict, in minutes."""
     if not SHOWS_GPU:
-        session.error("this machine shows no NVIDIA GPU; what needs none is in `nox -s tests`")
+        session.error("this machine shows no NVIDIA GPU; what needs none is in `nox -s hacks`")
     command = ("pytest", "-m", "gpu", "tests/hacks", *session.posargs)
     if OWN_TORCH:
         session.run(sys.executable, "-m", *command, env={"PYTHONPATH": _here()}, external=True)

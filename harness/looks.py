@@ -19,6 +19,7 @@ from harness.measure.judge import (
 )
 from harness.measure.late import LATE_MS, late_work_ms
 from harness.measure.session import Contender, summary
+from harness.measure.sight import Sight
 from harness.records import KernelRecord, Summary
 from harness.verify.dispatch import dispatched_operators, dispatched_to, own_kernels
 from harness.verify.exam import Exam
@@ -67,8 +68,8 @@ class Looks:
         contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
         worker, kernel, limit_s = contender.worker, contender.kernel, self._bench.policy.request_s
         bursts = Bursts(self._exam, worker, kernel, contents, self._lot, limit_s)
-        threads = worker.thread_ms if self._bench.kind == "cpu" else dict
-        seen = self._seen[contender.name] = Seen(JudgesClock(bursts, len(contents), threads=threads), bursts)
+        sight = worker.sight if self._bench.kind == "cpu" else Sight
+        seen = self._seen[contender.name] = Seen(JudgesClock(bursts, len(contents), sight=sight), bursts)
         self._look(seen)
         if self._bench.kind == "cpu":
             late_ms = late_work_ms(worker, kernel, seen.clock, limit_s)

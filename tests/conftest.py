@@ -26,16 +26,33 @@ def _sandbox() -> Sandbox | None:
 SANDBOX = _sandbox()  # None: this machine cannot confine; tests that are about confining are skipped
 needs_sandbox = pytest.mark.skipif(SANDBOX is None, reason="no sandbox is to be had on this machine")
 
-# Tests that hold bounds of time: two of them at once would measure each other (`nox -s tests` runs the
-# rest on two cores first, then these).
-# Long runs of hostile, faulty and of odd but honest kernels: a session of their own, `nox -s hacks`.
+# Long runs of faulty and of odd but honest kernels: a session of their own, `nox -s hacks`.
 CORPUS = (
-    "hacks/",
     "honest/",
     "faults/",
     "test_lost_workers.py",
     "test_soak.py",
 )
+# Files that take longest: they come first, so that no process is left with one while the others are done.
+LONGEST = (
+    "hacks/",
+    "test_resume.py",
+    "test_generation_commands.py",
+    "test_pipeline.py",
+    "docs/test_commands.py",
+    "tl/test_numba.py",
+    "build/",
+    "worker/test_worker.py",
+    "test_workshop.py",
+    "tl/test_triton.py",
+    "test_presses.py",
+    "verify/test_controls.py",
+    "reports/test_site_browser.py",
+    "tl/test_reference.py",
+    "tl/test_tl_cli.py",
+)
+# Tests that hold bounds of time: two of them at once would measure each other (`nox -s tests` runs the
+# rest in several processes first, then these).
 ALONE = ("benchmarks/", "measure/", "tasks/test_suite.py", "test_cli.py", "tl/test_speed.py")
 
 TINY_TASK = '''
@@ -65,14 +82,18 @@ def attention(q, k, v, out, *, scale):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what must run alone, and what has a session of its own."""
-    tests = Path(__file__).parent
+    """Mark what must run alone, and what has a session of its own; the longest come first."""
+    items.sort(key=lambda item: next((n for n, f in enumerate(LONGEST) if _place(item).startswith(f)), 99))
     for item in items:
-        place = item.path.relative_to(tests).as_posix()
+        place = _place(item)
         if place.startswith(ALONE):
             item.add_marker("alone")
         if place.startswith(CORPUS) and not item.get_closest_marker("gpu"):
             item.add_marker("corpus")
+
+
+def _place(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from harness.experiment import Cell
 from harness.ledger import Ledger
 from harness.looks import CLAIMS, SECOND_LOOKS
 from harness.measure.session import Policy
+from harness.measure.sight import Sight
 from harness.measure.telemetry import open_telemetry
 from harness.race import Race
 from harness.records import Check
@@ -33,7 +34,7 @@ class FakeWorker:
         self.trusted, self.times_ms, self.records = trusted, times_ms, records
         self.faults = faults or {}
         self.alive, self.hushed, self.asked, self.recorded, self.answer = True, False, [], [], None
-        self.thread_ms = lambda: {1: 0.0}  # processor time
+        self.sight = lambda: Sight()
 
     def ask(self, op, args=None, *, limit_s, fds=()):
         args = args or {}
@@ -177,10 +178,10 @@ class FakeStore:
 class FakeClock:
     """The judge's: sees what the track says, a time or (without a request's cost, with it)."""
 
-    def __init__(self, track, bursts, most, threads):
+    def __init__(self, track, bursts, most, sight):
         assert most == SLOTS
         worker, kernel = bursts._worker, bursts._kernel
-        track.threads.append((worker, threads))
+        track.sights.append((worker, sight))
         self.track, self.worker, self.kernel = track, worker, kernel
         self.slope_ms = self.at_most_ms = float("inf")
 
@@ -214,7 +215,7 @@ class Track:
             trial = candidate_trial(manifest(name), cell, self.bench)
             self.entrants.append(Entrant(trial, worker, name, [check()]))
         self.seen = {name: [ms] for name, ms in candidates.items()}  # by the judge; the last one for good
-        self.looks, self.threads, self.monkeypatch, self.unsteady = [], [], monkeypatch, {}
+        self.looks, self.sights, self.monkeypatch, self.unsteady = [], [], monkeypatch, {}
         self.store = FakeStore()
         monkeypatch.setattr("harness.looks.JudgesClock", partial(FakeClock, self))
         # The judge waits a second for every plan: workers that answer at once do not bound an estimate.
@@ -477,8 +478,8 @@ def test_the_judge_sees_processor_time_where_the_processor_is_what_works(track, 
     made = track({"mine": 0.5})
     made.bench.kind = kind
     made.run()
-    (worker, threads), *_ = made.threads
-    assert threads == (worker.thread_ms if kind == "cpu" else dict)
+    (worker, sight), *_ = made.sights
+    assert sight is (worker.sight if kind == "cpu" else Sight)
 
 
 def test_a_claim_that_stands_at_the_time_of_the_looks_convicts_nobody_and_is_not_believed(track):

@@ -8,16 +8,19 @@ difference of two times of one moment would be wrong in both directions, and eve
 a false claim.
 
 Where the worker's own processor is what works, on a CPU, its time is a second witness: a call lasts no
-shorter than the busiest of its threads was running, and load hardly changes that.
+shorter than the busiest of its threads was running, and load hardly changes that. And there what worker and
+judge had to wait for a processor is taken off (`sight.py`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from harness.measure.sight import Sight, busiest_ms, kept_waiting_ms
 
 BURST_MS = 20.0  # what a burst of the first look lasts; each further look halves it, so many times:
 HALVINGS = 5  # down to what fits between two interruptions
@@ -74,11 +77,11 @@ class JudgesClock:
         burst: Burst,
         most: int,
         clock: Callable[[], float] = time.perf_counter,
-        threads: Callable[[], Mapping[int, float]] = dict,
+        sight: Callable[[], Sight] = Sight,
     ) -> None:
-        """`most`: slots, of which a burst visits none twice. `threads`: processor time of each of the
-        worker's threads so far, in ms, where that is what works."""
-        self._burst, self._most, self._clock, self._threads = burst, most, clock, threads
+        """`most`: slots, of which a burst visits none twice. `sight`: what is told of the worker's
+        processes, where they are what works."""
+        self._burst, self._most, self._clock, self._sight = burst, most, clock, sight
         self._looks = 0
         self._wall, self._processor = Least(), Least()
 
@@ -112,7 +115,7 @@ class JudgesClock:
             n = min(max(2 * n, int(n * lasting_ms / wall)), self._most)
 
     def _keep(self, n: int, *, call: bool, enough_ms: float = 0.0) -> float:
-        """One burst; returns its wall time. One with calls counts only where it lasted long enough."""
+        """One burst; returns its time. One with calls counts only where it lasted long enough."""
         wall, busiest = self._burst_ms(n, call=call)
         if not call or n == self._most or wall - self._wall.idle[n] >= enough_ms:
             self._wall.keep(n, wall, call=call)
@@ -120,18 +123,14 @@ class JudgesClock:
         return wall
 
     def _burst_ms(self, calls: int, *, call: bool) -> tuple[float, float]:
-        """Wall time, and processor time of the busiest thread."""
+        """Wall time less what was waiting for a processor, and processor time of the busiest thread."""
         self._burst.fresh()
-        before = self._threads()
+        before = self._sight()
         begin = self._clock()
         self._burst.run(calls, call=call)
         wall = (self._clock() - begin) * 1e3
-        return wall, busiest_ms(before, self._threads())
-
-
-def busiest_ms(before: Mapping[int, float], after: Mapping[int, float]) -> float:
-    """Processor time that the busiest thread used meanwhile: so much time has passed at least."""
-    return max((ms - before.get(thread, 0.0) for thread, ms in after.items()), default=0.0)
+        after = self._sight()
+        return wall - kept_waiting_ms(wall, before, after), busiest_ms(before, after)
 
 
 def contradicts(claimed_ms: float, seen_ms: float, slack_ms: float) -> bool:

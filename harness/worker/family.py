@@ -36,7 +36,7 @@ def members(root: int) -> list[int]:
 
 def _told_children(pid: int) -> list[int]:
     found: list[int] = []
-    for file in _threads([pid], "children"):
+    for file in thread_files([pid], "children"):
         with contextlib.suppress(OSError, ValueError):
             found += map(int, file.read_text().split())
     return found
@@ -66,23 +66,15 @@ def usage(pids: Iterable[int]) -> Usage:
 
 def busy(pids: Iterable[int]) -> bool:
     """Whether any of their threads runs, or would if a processor were free."""
-    for thread in _threads(pids, "stat"):
+    for thread in thread_files(pids, "stat"):
         with contextlib.suppress(OSError, IndexError):
             if thread.read_text().rpartition(")")[2].split()[0] in ("R", "D"):
                 return True
     return False
 
 
-def thread_ms(pids: Iterable[int]) -> dict[int, float]:
-    """Processor time that each of their threads has used so far."""
-    spent = {}
-    for thread in _threads(pids, "schedstat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            spent[int(thread.parent.name)] = int(thread.read_text().split()[0]) / 1e6
-    return spent
-
-
-def _threads(pids: Iterable[int], file: str) -> Iterator[Path]:
+def thread_files(pids: Iterable[int], file: str) -> Iterator[Path]:
+    """A file of that name of each of their threads."""
     for pid in pids:
         with contextlib.suppress(OSError):  # it may end while it is looked at
             yield from list(Path(f"/proc/{pid}/task").glob(f"*/{file}"))

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.build.products import CACHE_VARIABLE, READY_VARIABLE
+from harness.measure.sight import Sight, sight_of, spells
 from harness.worker.caps import Caps
-from harness.worker.family import busy, end, freeze, gone, members, thaw, thread_ms
+from harness.worker.family import busy, end, freeze, gone, members, thaw
 from harness.worker.image import Image
 from harness.worker.protocol import (
     ERROR_KINDS,
@@ -262,11 +263,11 @@ class Worker:
 
     def cpu_ms(self) -> float:
         """Processor time that its processes have used so far."""
-        return sum(self.thread_ms().values())
+        return sum(spell.ran_ms for spell in spells(members(self.pid)).values())
 
-    def thread_ms(self) -> dict[int, float]:
-        """The same of each of their threads."""
-        return thread_ms(members(self.pid))
+    def sight(self) -> Sight:
+        """What the operating system tells of them at this moment, and of the thread that asks."""
+        return sight_of(members(self.pid))
 
     def kill(self) -> None:
         """End every process it has become, and wait until they are gone."""

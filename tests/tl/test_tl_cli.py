@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -280,7 +279,9 @@ def test_an_interrupt_leaves_cleanly() -> None:
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     )
-    time.sleep(3)  # it has imported what it needs and waits for its input
+    assert process.stdin is not None
+    process.stdin.write("# a remark\n" * 20_000)  # more than a pipe holds: written means that it is read
+    process.stdin.flush()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
