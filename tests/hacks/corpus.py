@@ -106,6 +106,7 @@ CORPUS: tuple[Hack, ...] = (
     _timing("side_pool", "work on a side stream: a pool of threads", CHEAT, "the judge's own clock", DOUBT),
     _timing("works_in_the_flush", "leaving work for the next iteration's flush", CHEAT, LATE, DOUBT),
     _timing("patched_clock", "patched time", CHEAT, "the judge's own clock", SAW),
+    _timing("hides_in_waiting", "patched time, and work while it waits for its core", CHEAT, "the judge's own clock", SAW),
     _timing("two_clocks", "patched time, and idle in the judge's bursts", CHEAT, BURSTS, DOUBT),
     _timing("patched_do_bench", "patched do_bench", OK, "a clock of our own", ""),
     _timing("keeps_caches_warm", "persisting caches: a thread that reads the inputs", CHEAT, LATE, DOUBT),
