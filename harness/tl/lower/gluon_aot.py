@@ -72,12 +72,13 @@ def _compile(module: ModuleType, launch: Launch) -> Compiled:
     given = dict(zip(kernel.arg_names, launch.args, strict=False)) | dict(launch.kwargs)
     for at, param in enumerate(kernel.params):
         value = given[param.name]
-        if param.is_constexpr or (isinstance(value, int) and value == 1):
+        special = isinstance(value, int) and not param.do_not_specialize
+        if param.is_constexpr or (special and value == 1):
             signature[param.name] = "constexpr"
             constants[at,] = value
             continue
         signature[param.name] = _type(value)
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (special and value % 16 == 0):
             attrs[at,] = [["tt.divisibility", 16]]
     source = GluonASTSource(kernel, signature, constants, attrs)
     try:
