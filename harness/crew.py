@@ -1,7 +1,7 @@
 """Owns doing many jobs at once in processes of their own, some of which hang, die, or lose their device.
 
-A job's answer is what is wrong with it, or nothing. One that hangs or takes its process along is answered for;
-all others are done by processes that work.
+A job's answer is what is wrong with it, or nothing. One that hangs or takes its process along is answered
+for; all others are done by processes that work.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ class Kernel:
                 lines += [f"    if CONSUMERS == {n}:", *("    " + line for line in body)]
             else:
                 lines += body
-        # Else Triton compiles again for a number that is 1 or a multiple of 16: 324 kernels, not 96, for the 288
-        # choices of a head dimension on the paper's lengths; most of them while a search has the device wait.
+        # Else Triton compiles again for a number that is 1 or a multiple of 16: on the paper's lengths 324
+        # kernels, not 96, for the 288 choices of a head dimension; most of them while the device waits.
         jit = ["@gluon.jit(do_not_specialize=(", *_quoted(self.numbers), "))  # fmt: skip"]
         return "\n\n" + "\n".join([*jit, *head, *lines]) + "\n"
 
