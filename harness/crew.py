@@ -16,7 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Generic, Self, TypeVar
 
 PATIENCE_S = 90.0  # of one job: a compilation takes 2 to 6 s, a process as long to begin
-MOST = 30  # processes: each holds half a gigabyte of the GPU's memory
+MOST = 16  # processes: each holds a context on the GPU, and two gigabytes while it compares
 _LEFT = 2  # processors for whoever waits, and for the machine
 _TICK_S = 0.5
 _HUNG = "no answer within {:.0f} s"

@@ -133,7 +133,7 @@ def tune(
         for w in workloads
     }
     searched = backend in SEARCHED and not everything
-    source = _searchable(program, task, spaces, backend)
+    source = searchable(program, task, spaces, backend)
     folder = str(source.write(scratch / source.name))
     by_size = sorted(workloads, key=lambda w: w.seq_q * w.batch)
     calls = [(w, choice) for w in by_size for choice in spaces[w.dim, w.dim_v]]
@@ -143,7 +143,7 @@ def tune(
         kernels = Kernels(crew, folder, task, launched=backend == "gluon")
         total = len(kernels.missing(calls)) + len(calls)
         kernels.done = lambda count: moved(count + len(tuned.timings), total)
-        clock = _Clock(kernels, folder, task, tuned.timings)
+        clock = Clock(kernels, folder, task, tuned.timings)
         try:
             if searched:
                 best = _searched(clock, workloads, spaces, tuned)
@@ -174,18 +174,19 @@ def _rows(
     return tuple(rows[k] for k in sorted(rows))
 
 
-def _searchable(
+def searchable(
     program: ir.Program,
     task: Task,
     spaces: Mapping[tuple[int, int], Iterable[Mapping[str, int]]],
     backend: str,
 ) -> Lowered:
+    """A candidate that any of the choices can be asked of; its text depends on nothing else."""
     everything = [Row.of(2, 1 << 20, n, c) for n, c in enumerate(x for s in spaces.values() for x in s)]
     return _COMPILERS[backend](program, task, None, everything, None)
 
 
 @dataclass
-class _Clock:
+class Clock:
     """Times choices of one candidate, and keeps every timing."""
 
     kernels: Kernels
@@ -200,7 +201,7 @@ class _Clock:
         time_ms, error = None, self.kernels.wrong(w, choice)
         if not error:
             try:
-                tensors = self._tensors_of(w)
+                tensors = self.tensors_of(w)
                 time_ms = tuning_clock.time_choice(self.folder, self.task, w, tensors, choice, _SHORT_MS)
             except Exception as problem:  # a choice that fails is one not to take; the reason is kept
                 error = tuning_clock.failure(problem)
@@ -209,17 +210,18 @@ class _Clock:
 
     def together_ms(self, w: Workload, choices: Sequence[Mapping[str, int]]) -> list[float | None]:
         """Longer timings, taking turns; None for a choice whose result is wrong. Raises LostDevice."""
-        tensors = self._tensors_of(w)
+        tensors = self.tensors_of(w)
         return tuning_clock.time_together(self.folder, self.task, w, tensors, choices, _LONG_MS)
 
-    def _tensors_of(self, w: Workload) -> dict[str, torch.Tensor]:
+    def tensors_of(self, w: Workload) -> dict[str, torch.Tensor]:
+        """Those of the workload; of one at a time."""
         if w.key != self._of:
             self._tensors.clear()
             self._tensors, self._of = tuning_clock.tensors_of(self.task, w), w.key
         return self._tensors
 
 
-def _timed(clock: _Clock, w: Workload, space: Sequence[Mapping[str, int]]) -> Mapping[str, int] | None:
+def _timed(clock: Clock, w: Workload, space: Sequence[Mapping[str, int]]) -> Mapping[str, int] | None:
     """The fastest of all choices; the fastest few are timed once more. None where none runs."""
     ran = [(t, n) for n, choice in enumerate(space) if (t := clock.time_ms(w, choice)) is not None]
     leading = [space[n] for _, n in sorted(ran)[:_RETRIED]]
@@ -228,7 +230,7 @@ def _timed(clock: _Clock, w: Workload, space: Sequence[Mapping[str, int]]) -> Ma
 
 
 def _searched(
-    clock: _Clock,
+    clock: Clock,
     workloads: Sequence[Workload],
     spaces: Mapping[tuple[int, int], Sequence[dict[str, int]]],
     tuned: Tuned,

@@ -27,7 +27,7 @@ def test_the_paper_s_lengths_and_groups_of_heads_share_kernels(
     program = check(next(e.text for e in corpus("reference") if e.task == TASK.name), TASK).program
     assert program is not None
     space = hopper_choices(program, TASK, find_target("h100"), (dim, dim))
-    folder = str(tuning._searchable(program, TASK, {(dim, dim): space}, "gluon").write(tmp_path))
+    folder = str(tuning.searchable(program, TASK, {(dim, dim): space}, "gluon").write(tmp_path))
     on_device = {
         "_capability": lambda _: (9, 0),
         "_processors": lambda _: 132,

@@ -35,13 +35,13 @@ class Compiled:
 
     def opcodes(self) -> Counter[str]:
         """How often each instruction stands in the machine code; empty without a disassembler."""
-        tool = _tool("nvdisasm")
-        if tool is None:
+        disassembler = tool("nvdisasm")
+        if disassembler is None:
             return Counter()
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.cubin)
             file.flush()
-            run = subprocess.run([tool, file.name], capture_output=True, text=True, check=False)
+            run = subprocess.run([disassembler, file.name], capture_output=True, text=True, check=False)
         return Counter(name.split(".")[0] for name in _OPCODE.findall(run.stdout) if name[0] != ".")
 
 
@@ -101,7 +101,8 @@ def _type(value: Any) -> str:
     return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)},{value.layout!r}>"
 
 
-def _tool(name: str) -> str | None:
+def tool(name: str) -> str | None:
+    """The path of a tool of Triton's own, such as `nvdisasm`; None where it has none."""
     import triton
 
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
