@@ -17,6 +17,8 @@ from harness.crew import Crew
 from harness.tuning_clock import kernels_of
 from tasks import Task, Workload
 
+_HEADS = 8  # of a trial: with 16k tokens more tiles than a GPU has multiprocessors
+
 Choice = Mapping[str, int]
 Job = tuple[str, Workload, str, Choice]
 
@@ -51,7 +53,10 @@ class Kernels:
         """Compile what calls on a workload with a choice launch."""
         began, before = time.monotonic(), len(self)
         work = self.missing(calls)
-        jobs: list[Job] = [(self.folder, w, self.task.name, choice) for w, choice in work.values()]
+        jobs: list[Job] = [
+            (self.folder, lighter(w) if self.launched else w, self.task.name, choice)
+            for w, choice in work.values()
+        ]
         answers = self.crew.answers(jobs, lambda count: self.done(before + count))
         self._wrong |= dict(zip(work, answers, strict=True))
         self.seconds += time.monotonic() - began
@@ -70,6 +75,14 @@ class Kernels:
                 self._empty = {w.key: empty(self.task, w)}
             self._known[key] = kernels_of(self.folder, self.task, w, self._empty[w.key], choice)
         return self._known[key]
+
+
+def lighter(w: Workload) -> Workload:
+    """The workload with few heads and sequences: the same kernel, and room for many processes."""
+    kv_heads = min(w.kv_heads, max(1, _HEADS // w.group))
+    heads = kv_heads * w.group
+    batch = max(1, w.batch * _HEADS // max(_HEADS, heads))
+    return w.with_(batch=batch, kv_heads=kv_heads, heads=heads)
 
 
 def empty(task: Task, w: Workload) -> dict[str, torch.Tensor]:

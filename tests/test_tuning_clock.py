@@ -12,10 +12,16 @@ from harness import tuning, tuning_clock
 from harness.targets import find_target
 from harness.tl.check import check
 from harness.tl.corpus_index import corpus
+from harness.tuning_compile import lighter
 from harness.tuning_search import hopper_choices
 from tasks import find
 
 TASK = find("mha_causal")
+ON_DEVICE = {  # what a candidate asks its device
+    "_capability": lambda _: (9, 0),
+    "_processors": lambda _: 132,
+    "_counter": lambda _: torch.zeros(1),
+}
 
 
 @pytest.mark.parametrize(("dim", "choices", "kernels"), [(128, 288, 96), (64, 468, 156)])
@@ -28,12 +34,7 @@ def test_the_paper_s_lengths_and_groups_of_heads_share_kernels(
     assert program is not None
     space = hopper_choices(program, TASK, find_target("h100"), (dim, dim))
     folder = str(tuning.searchable(program, TASK, {(dim, dim): space}, "gluon").write(tmp_path))
-    on_device = {
-        "_capability": lambda _: (9, 0),
-        "_processors": lambda _: 132,
-        "_counter": lambda _: torch.zeros(1),
-    }
-    vars(tuning_clock._module(folder)).update(on_device)
+    vars(tuning_clock._module(folder)).update(ON_DEVICE)
     found: dict[str, set[str]] = {"fp16": set(), "bf16": set()}
     for w in TASK.workloads["paper"]:
         if w.dim == dim and w.batch * w.seq_q == 16384:
@@ -44,6 +45,30 @@ def test_the_paper_s_lengths_and_groups_of_heads_share_kernels(
     odd = {n: t[..., 1:] for n, t in tensors.items()}  # addresses that descriptors cannot have
     assert "plain" in tuning_clock.kernels_of(folder, TASK, w, odd, space[0])
     assert "Recorder" not in repr(vars(tuning_clock._module(folder))["mha_causal_kernel"])
+
+
+@pytest.mark.parametrize("name", ["mha", "gqa_causal", "mqa_causal", "mla_prefill", "cross"])
+def test_a_trial_with_fewer_heads_launches_the_same_kernel(name: str, tmp_path: Path) -> None:
+    """Fourteen processes draw it in float32 and compute what must come out: 0.1 GB a tensor, 0.2 at most."""
+    pytest.importorskip("triton.experimental.gluon")
+    task = find(name)
+    program = check(next(e.text for e in corpus("reference") if e.task == name), task).program
+    assert program is not None
+    for w in [w for kind in ("paper", "models") for w in task.workloads.get(kind, ()) if w.dtype == "fp16"]:
+        space = hopper_choices(program, task, find_target("h100"), (w.dim, w.dim_v))[::40]
+        folder = str(
+            tuning.searchable(program, task, {(w.dim, w.dim_v): space}, "gluon").write(tmp_path / w.key)
+        )
+        vars(tuning_clock._module(folder)).update(ON_DEVICE)
+        light = lighter(w)
+        assert light.heads <= max(8, w.group) and light.group == w.group
+        assert light.batch * light.seq_q * light.heads * light.dim * 4 <= 0.21e9
+        whole, few = (
+            {t.name: torch.empty(t.shape(x), dtype=x.torch_dtype) for t in task.tensors} for x in (w, light)
+        )
+        for c in space:
+            wanted = tuning_clock.kernels_of(folder, task, w, whole, c)
+            assert tuning_clock.kernels_of(folder, task, light, few, c) == wanted
 
 
 @pytest.mark.parametrize(

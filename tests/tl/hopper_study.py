@@ -30,7 +30,7 @@ PARTS = ("ablation", "search", "probe", "once")
 
 
 def main(words: Sequence[str] | None = None, device: Device | None = None) -> None:
-    given = _parser().parse_args(words)
+    given = settings_of(words)
     if given.part == "tables":
         print(
             tables([json.loads(p.read_text(encoding="utf-8")) for p in sorted(given.folder.glob("*.json"))]),
@@ -52,6 +52,10 @@ def main(words: Sequence[str] | None = None, device: Device | None = None) -> No
         searching(device, record, names, deadline, given.dtype)
     else:
         probe(device, record, names, deadline, given.dtype, given.tuned)
+
+
+def settings_of(words: Sequence[str] | None) -> argparse.Namespace:
+    return _parser().parse_args(words)
 
 
 def _names(given: argparse.Namespace) -> list[str]:

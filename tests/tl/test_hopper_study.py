@@ -9,15 +9,22 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
+import torch
 
+from baselines import CannotRun
+from harness import tuning_clock, tuning_compile
 from harness.tl import ir
 from harness.tl.lower.gluon_choices import complete, unfit
 from tasks import Task, Workload
+from tests.tl.gluon_emulator import Device
 from tests.tl.hopper_study import main
+from tests.tl.study import device as device_module
 from tests.tl.study import probe as probing
 from tests.tl.study.cells import (
     ABLATION,
@@ -30,13 +37,14 @@ from tests.tl.study.cells import (
     settings,
     variants,
 )  # fmt: skip
-from tests.tl.study.device import Choice, Spaces
+from tests.tl.study.device import Choice, GpuBench, Spaces
 from tests.tl.study.figures import line, ratio, spread
 from tests.tl.study.machine_code import loops
 from tests.tl.study.probe import mean_rounds, metrics
 from tests.tl.study.record import Deadline, Mismatch
 from tests.tl.study.tables import tables
 from tests.tl.study.weakest import ratios, weakest
+from tests.tl.triton_trial import inputs, program, shape
 
 
 class Killed(BaseException):
@@ -238,6 +246,76 @@ def test_a_search_that_was_killed_is_not_searched_again(tmp_path: Path) -> None:
     after = read(tmp_path, "search")["cells"]
     assert all(after[n]["trail"] == before[n]["trail"] and "all_ms" in after[n] for n in after)
     assert len(played.timed) == 2 * (288 + 3)
+
+
+# --- the bench of a GPU, with its clock played ---------------------------------------------------------------
+
+
+def test_a_bench_compiles_compares_and_times_what_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kernel runs in Python; of the two baselines one is not there, and is left out."""
+    task, prog = program("reference", "mha_causal")
+    w = shape(task, 130, 130, "fp16")
+    base = complete(prog, {"consumers": 1, "BN": 64})
+    other = {**base, "stages": 3}
+    jobs: list[Any] = []
+
+    class Alone:
+        def __init__(self, do: Any) -> None: ...
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def answers(self, asked: Sequence[Any], done: Any) -> list[str]:
+            jobs.extend(asked)
+            return ["it spills" if job[3]["stages"] == 3 else "" for job in asked]
+
+    @lru_cache
+    def module(folder: str) -> Any:
+        source = (Path(folder) / "attention.py").read_text()
+        return ModuleOf(Device().module(source).attention.__globals__)
+
+    def absent(*_: object) -> Any:
+        raise CannotRun("not here")
+
+    def human(plan: Any) -> Any:
+        library = SimpleNamespace(missing="")
+        return SimpleNamespace(library=lambda: library, unsupported=lambda *_: None, plan=plan)
+
+    patch = monkeypatch.setattr
+    patch(device_module, "Crew", Alone)
+    patch(tuning_clock, "_module", module)
+    patch(tuning_compile, "kernels_of", lambda folder, task, w, tensors, choice: str(choice))
+    patch(tuning_compile, "empty", lambda task, w: {})
+    patch(
+        tuning_clock, "tensors_of", lambda task, w: {**inputs(task, w), "out": inputs(task, w)["q"].clone()}
+    )
+    patch(tuning_clock, "warm", lambda: None)
+    patch(tuning_clock, "captured", lambda call: (call(), call)[1])
+    patch(tuning_clock, "samples_ms", lambda graphs, rounds: (
+        {n: [float(i) for i in range(rounds)] for n in graphs}))  # fmt: skip
+    patch(torch.cuda, "synchronize", lambda: None)
+    patch(
+        device_module, "BASELINES", {"cudnn": human(lambda *_: lambda: None), "flash-attn-4": human(absent)}
+    )
+    tuning_clock._EXPECTED.clear()
+    with GpuBench(task, prog, {(w.dim, w.dim_v): [base, other]}) as bench:
+        bench.ready([(w, base), (w, other), (w, base)])
+        assert len(jobs) == 2 and bench.wrong(w, other) == "it spills"
+        assert bench.wrong(w, base) == ""
+        assert bench.time_ms(w, other) is None and bench.time_ms(w, base) is not None
+        found = bench.samples_ms(w, {"a": base, "cudnn": "cudnn", "flash-attn-4": "flash-attn-4"}, 4)
+        assert found == {"a": [0, 1, 2, 3], "cudnn": [0, 1, 2, 3]}
+        module(bench._folder).__dict__["attention"] = lambda **tensors: tensors["out"].zero_()
+        assert "wrong: out is off" in bench.wrong(w, base)
+
+
+class ModuleOf:
+    """A module of these globals."""
+
+    def __init__(self, known: dict[str, Any]) -> None:
+        self.__dict__ = known
 
 
 # --- the probe -------------------------------------------------------------------------------------------------
