@@ -1,22 +1,21 @@
 """Owns the search of a TL program's tile space by measuring on this GPU: the best per cell, all times kept.
 
-A search ranks choices with short timings of its own (graph replay, one process); what is published is
-timed again by the protocol. Compilation runs in many processes, timing in one.
+A search ranks choices with short timings of its own (graph replay, cold L2, one process); what is published
+is timed again by the protocol. Compilation runs in many processes, timing in one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
+from harness import tuning_clock
+from harness.crew import Crew, LostDevice
 from harness.targets import Target
 from harness.tl import ir
 from harness.tl.lower import cute_choices, gluon_choices
@@ -25,9 +24,7 @@ from harness.tl.lower.cute import lower_cute
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.lowered import Lowered
 from harness.tl.lower.triton import lower_triton
-from harness.tuning_clock import tensors_of as _tensors
-from harness.tuning_clock import time_choice as _time
-from harness.tuning_clock import try_once as _try
+from harness.tuning_compile import Kernels
 from harness.tuning_search import hopper_choices, search_choices
 from tasks import Task, Workload
 
@@ -38,8 +35,9 @@ _COMPILERS = {
     "gluon": lower_gluon,
 }  # whose candidates take a table of choices
 TUNABLE = tuple(_COMPILERS)
-_Broken = dict[tuple[int, int, str], str]  # head dimensions and a choice -> why it does not compile
+SEARCHED = ("gluon",)  # whose spaces are hundreds: a search times 15 % or less
 _RETRIED = 3  # choices timed once more, longer, before one is taken
+_SHORT_MS, _LONG_MS = 12.0, 60.0  # of a choice's replays: to rank, to decide
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the search of one cell took: timings of `size` choices, every one counted."""
+    """What the search of one cell took: timings of `size` choices, every one counted; compiling is not."""
 
     size: int
     evaluations: int
@@ -72,6 +70,9 @@ class Tuned:
     rows: tuple[Row, ...]
     timings: list[Timing] = field(default_factory=list)
     wall_s: float = 0.0
+    kernels: int = 0  # that were compiled
+    compile_s: float = 0.0
+    stopped: str = ""  # why it ended early
     searches: dict[str, Budget] = field(default_factory=dict)  # of a search; nothing where all was timed
 
     def write(self, path: Path) -> None:
@@ -80,6 +81,9 @@ class Tuned:
             "task": self.task,
             "device": self.device,
             "wall_s": round(self.wall_s, 1),
+            "kernels": self.kernels,
+            "compile_s": round(self.compile_s, 1),
+            "stopped": self.stopped,
             "rows": [asdict(r) for r in self.rows],
             "searches": {cell: asdict(budget) for cell, budget in self.searches.items()},
             "timings": [asdict(t) for t in self.timings],
@@ -113,12 +117,13 @@ def tune(
     workers: int | None = None,
     backend: str = "triton",
     moved: Callable[[int, int], None] = lambda done, total: None,
-    searched: bool = False,
+    everything: bool = False,
 ) -> tuple[Tuned, Lowered]:
     """The best choice for each workload by measuring, and the candidate with that table.
 
-    `searched`: of what fits, a sixth or less is timed; else all of it is. `moved` is told how
-    many of all compilations and timings are done.
+    Of Hopper's schedules a search times 15 % or less, unless `everything`; of other choices all are timed.
+    `moved` is told how many of all compilations and timings are done. Where a choice costs the device,
+    what was timed until then decides.
     """
     began = time.monotonic()
     spaces = {
@@ -127,140 +132,121 @@ def tune(
         else choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend)
         for w in workloads
     }
-    smallest = {
-        dims: min((w for w in workloads if (w.dim, w.dim_v) == dims), key=lambda w: w.seq_q * w.batch)
-        for dims in spaces
-    }
-    source = _searchable(program, task, spaces, backend)
-    folder = source.write(scratch / source.name)
-    jobs = [
-        (str(folder), smallest[dims], task.name, choice)
-        for dims, space in spaces.items()
-        for choice in (_kernels(space) if backend == "gluon" else space)
-    ]
-    total = len(jobs) + sum(len(spaces[w.dim, w.dim_v]) for w in workloads)
-    count = workers or max(1, (os.cpu_count() or 2) - 2)
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:  # CUDA does not survive a fork
-        broken: _Broken = {}
-        for n, (job, error) in enumerate(zip(jobs, pool.map(_try, jobs, chunksize=2), strict=True), 1):
-            if error:
-                dims = (job[1].dim, job[1].dim_v)
-                alike = (
-                    [c for c in spaces[dims] if _kernels([c]) == _kernels([job[3]])]
-                    if backend == "gluon"
-                    else [job[3]]
-                )
-                broken |= {(*dims, _key(c)): error for c in alike}
-            moved(n, total)
+    searched = backend in SEARCHED and not everything
+    source = searchable(program, task, spaces, backend)
+    folder = str(source.write(scratch / source.name))
+    by_size = sorted(workloads, key=lambda w: w.seq_q * w.batch)
+    calls = [(w, choice) for w in by_size for choice in spaces[w.dim, w.dim_v]]
     tuned = Tuned(task.name, torch.cuda.get_device_name(), ())
-    rows: dict[tuple[int, int, int], Row] = {}
-    where = str(folder)
-    found = _searched(where, workloads, task, spaces, broken, tuned) if searched else {}
-    for w in workloads:
-        leading = (
-            found.get(w.key, [])
-            if searched
-            else _timed(where, w, task, spaces[w.dim, w.dim_v], broken, tuned.timings)
-        )
-        best = _best(where, w, task, leading)
-        if best is not None:
-            row = Row.of(w.torch_dtype.itemsize, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), best)
-            rows.setdefault((row.bytes, row.dim, row.seq), row)
-        moved(len(jobs) + len(tuned.timings), total)
-    tuned.rows = tuple(rows[k] for k in sorted(rows))
+    best: dict[str, Mapping[str, int] | None] = {}
+    with Crew(tuning_clock.try_once, workers) as crew:
+        kernels = Kernels(crew, folder, task, launched=backend == "gluon")
+        total = len(kernels.missing(calls)) + len(calls)
+        kernels.done = lambda count: moved(count + len(tuned.timings), total)
+        clock = Clock(kernels, folder, task, tuned.timings)
+        try:
+            if searched:
+                best = _searched(clock, workloads, spaces, tuned)
+            else:
+                kernels.ready(calls)
+                tuning_clock.warm()
+                for w in workloads:
+                    best[w.key] = _timed(clock, w, spaces[w.dim, w.dim_v])
+                    moved(len(kernels) + len(tuned.timings), total)
+        except LostDevice as lost:
+            tuned.stopped = f"the device was lost: {lost}"
+        tuned.kernels, tuned.compile_s = len(kernels), kernels.seconds
+    tuned.rows = _rows(workloads, best, tuned.timings)
     tuned.wall_s = time.monotonic() - began
     return tuned, _COMPILERS[backend](program, task, target, tuned.rows or None, None)
 
 
-def _kernels(space: Iterable[Mapping[str, int]]) -> list[dict[str, int]]:
-    """Choices of a schedule whose kernels differ: groups of heads are passed to the same one."""
-    return list({_key({**c, "heads": 0}): {**c, "heads": 0} for c in space}.values())
+def _rows(
+    workloads: Sequence[Workload], best: Mapping[str, Mapping[str, int] | None], timings: Sequence[Timing]
+) -> tuple[Row, ...]:
+    """The table: of each length the choice that was decided, or where nothing was, the fastest timed."""
+    rows: dict[tuple[int, int, int], Row] = {}
+    for w in workloads:
+        choice = best[w.key] if w.key in best else _fastest(timings, w)
+        if choice is not None:
+            row = Row.of(w.torch_dtype.itemsize, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), choice)
+            rows.setdefault((row.bytes, row.dim, row.seq), row)
+    return tuple(rows[k] for k in sorted(rows))
 
 
-def _searchable(
+def searchable(
     program: ir.Program,
     task: Task,
     spaces: Mapping[tuple[int, int], Iterable[Mapping[str, int]]],
     backend: str,
 ) -> Lowered:
+    """A candidate that any of the choices can be asked of; its text depends on nothing else."""
     everything = [Row.of(2, 1 << 20, n, c) for n, c in enumerate(x for s in spaces.values() for x in s)]
     return _COMPILERS[backend](program, task, None, everything, None)
 
 
-def _measured(
-    folder: str,
-    w: Workload,
-    task: Task,
-    tensors: Mapping[str, torch.Tensor],
-    choice: Mapping[str, int],
-    broken: str,
-) -> Timing:
-    """A short timing of a choice; `broken` says why it did not compile."""
-    time_ms, error = None, broken
-    if not error:
-        try:
-            time_ms = _time(folder, task, w, tensors, choice, 12)
-        except Exception as problem:  # a choice that fails is one not to take; the reason is kept
-            error = f"{type(problem).__name__}: {problem}"[:300]
-    return Timing(w.key, max(w.dim, w.dim_v), w.seq_q, dict(choice), time_ms, error)
+@dataclass
+class Clock:
+    """Times choices of one candidate, and keeps every timing."""
+
+    kernels: Kernels
+    folder: str
+    task: Task
+    timings: list[Timing]
+    _of: str = ""
+    _tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # of one workload at a time
+
+    def time_ms(self, w: Workload, choice: Mapping[str, int]) -> float | None:
+        """A short timing; None where it does not run. Raises LostDevice."""
+        time_ms, error = None, self.kernels.wrong(w, choice)
+        if not error:
+            try:
+                tensors = self.tensors_of(w)
+                time_ms = tuning_clock.time_choice(self.folder, self.task, w, tensors, choice, _SHORT_MS)
+            except Exception as problem:  # a choice that fails is one not to take; the reason is kept
+                error = tuning_clock.failure(problem)
+        self.timings.append(Timing(w.key, max(w.dim, w.dim_v), w.seq_q, dict(choice), time_ms, error))
+        return time_ms
+
+    def together_ms(self, w: Workload, choices: Sequence[Mapping[str, int]]) -> list[float | None]:
+        """Longer timings, taking turns; None for a choice whose result is wrong. Raises LostDevice."""
+        tensors = self.tensors_of(w)
+        return tuning_clock.time_together(self.folder, self.task, w, tensors, choices, _LONG_MS)
+
+    def tensors_of(self, w: Workload) -> dict[str, torch.Tensor]:
+        """Those of the workload; of one at a time."""
+        if w.key != self._of:
+            self._tensors.clear()
+            self._tensors, self._of = tuning_clock.tensors_of(self.task, w), w.key
+        return self._tensors
 
 
-def _timed(
-    folder: str,
-    w: Workload,
-    task: Task,
-    space: Sequence[Mapping[str, int]],
-    broken: _Broken,
-    timings: list[Timing],
-) -> list[Mapping[str, int]]:
-    """The fastest few of all choices; `timings` gets them all."""
-    tensors = _tensors(task, w)
-    mine = [_measured(folder, w, task, tensors, c, broken.get((w.dim, w.dim_v, _key(c)), "")) for c in space]
-    timings += mine
-    ran = sorted((t for t in mine if t.time_ms is not None), key=lambda t: t.time_ms or 0.0)
-    return [t.choice for t in ran[:_RETRIED]]
+def _timed(clock: Clock, w: Workload, space: Sequence[Mapping[str, int]]) -> Mapping[str, int] | None:
+    """The fastest of all choices; the fastest few are timed once more. None where none runs."""
+    ran = [(t, n) for n, choice in enumerate(space) if (t := clock.time_ms(w, choice)) is not None]
+    leading = [space[n] for _, n in sorted(ran)[:_RETRIED]]
+    again = [(t, n) for n, t in enumerate(clock.together_ms(w, leading)) if t is not None]
+    return leading[min(again)[1]] if again else None
 
 
 def _searched(
-    folder: str,
+    clock: Clock,
     workloads: Sequence[Workload],
-    task: Task,
     spaces: Mapping[tuple[int, int], Sequence[dict[str, int]]],
-    broken: _Broken,
     tuned: Tuned,
-) -> dict[str, list[Mapping[str, int]]]:
-    """The fastest few choices of each workload that a search finds; `tuned` gets every timing."""
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
+) -> dict[str, Mapping[str, int] | None]:
+    """The fastest choice of each workload that a search finds; `tuned` gets what each took."""
 
-    def time_ms(w: Workload, choice: Mapping[str, int]) -> float | None:
-        if w.key not in tensors:
-            tensors.clear()  # those of one workload at a time
-            tensors[w.key] = _tensors(task, w)
-        timing = _measured(
-            folder, w, task, tensors[w.key], choice, broken.get((w.dim, w.dim_v, _key(choice)), "")
-        )
-        tuned.timings.append(timing)
-        return timing.time_ms
+    def soon(w: Workload, likely: list[dict[str, int]]) -> None:
+        clock.kernels.ready((w, choice) for choice in likely)
+        tuning_clock.warm()
 
-    found = search_choices(workloads, spaces, time_ms)
-    leading: dict[str, list[Mapping[str, int]]] = {key: [*s.leading(_RETRIED)] for key, s in found.items()}
-    tuned.searches = {
-        key: Budget(s.size, s.evaluations + len(leading[key]), round(s.seconds, 2))
-        for key, s in found.items()
-    }
-    return leading
+    found = search_choices(workloads, spaces, clock.time_ms, clock.together_ms, soon)
+    tuned.searches = {key: Budget(s.size, s.evaluations, round(s.seconds, 2)) for key, s in found.items()}
+    return {key: s.best for key, s in found.items()}
 
 
-def _best(
-    folder: str, w: Workload, task: Task, leading: Sequence[Mapping[str, int]]
-) -> dict[str, int] | None:
-    """The fastest of a few choices, timed once more and longer; None where there is none."""
-    if not leading:
-        return None
-    tensors = _tensors(task, w)
-    again = [(_time(folder, task, w, tensors, choice, 60), n) for n, choice in enumerate(leading)]
-    return dict(leading[min(again)[1]])
-
-
-def _key(choice: Mapping[str, int]) -> str:
-    return json.dumps(dict(choice), sort_keys=True)
+def _fastest(timings: Iterable[Timing], w: Workload) -> Mapping[str, int] | None:
+    """By the short timings alone."""
+    ran = [(t.time_ms, n, t.choice) for n, t in enumerate(timings) if t.cell == w.key and t.time_ms]
+    return min(ran, key=lambda r: r[:2])[2] if ran else None

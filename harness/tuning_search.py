@@ -1,7 +1,8 @@
 """Owns the search of a Hopper program's tiles and schedules: the space, and the few of it that are timed.
 
 The checker prunes the space before anything is compiled. All that is left is compiled, in many processes at
-once; of that a sixth or less is timed, shapes nearby beginning with each other's best.
+once; of that 15 % or less is timed, shapes nearby beginning with each other's best. Where they have kernels
+of their own, only those around that best are compiled ahead.
 """
 
 from __future__ import annotations
@@ -38,12 +39,22 @@ def search_choices(
     workloads: Sequence[Workload],
     spaces: Mapping[Dims, Sequence[dict[str, int]]],
     time_ms: Callable[[Workload, Mapping[str, int]], float | None],
+    together_ms: Callable[[Workload, list[dict[str, int]]], Sequence[float | None]],
+    soon: Callable[[Workload, list[dict[str, int]]], None],
 ) -> dict[str, Search]:
-    """The search of each workload, by its key. `time_ms` measures one choice; None where it does not run."""
+    """The search of each workload, by its key. `time_ms` measures one choice; None where it does not run.
+
+    `together_ms` measures a few side by side, `soon` is told what is likely to be measured.
+    """
     by_key = {w.key: w for w in workloads}
     cells = [
         Cell(w.key, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), tuple(spaces[w.dim, w.dim_v]))
         for w in workloads
         if spaces[w.dim, w.dim_v]
     ]
-    return search_cells(cells, lambda cell, choice: time_ms(by_key[cell.name], choice))
+    return search_cells(
+        cells,
+        lambda cell, choice: time_ms(by_key[cell.name], choice),
+        lambda cell, choices: together_ms(by_key[cell.name], choices),
+        lambda cell, choices: soon(by_key[cell.name], choices),
+    )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 Choice = Mapping[str, int]
 Measure = Callable[[dict[str, int]], float | None]
+Rematch = Callable[[list[dict[str, int]]], Sequence[float | None]]  # a few, measured side by side
 
 SHARE = 0.15  # of a space that is measured at most
 LEAST = 16  # measurements of a cell that begins with nothing, where that share would be fewer
@@ -94,13 +95,13 @@ def search(
     budget: int | None = None,
     seeds: Iterable[Choice] = (),
     patience: int | None = None,
-    again: Measure | None = None,
+    again: Rematch | None = None,
 ) -> Search:
     """The fastest choice of the space that at most `budget` measurements find (by default 15 % of the space).
 
     `seeds` come first, each as the choice of the space that is most like it. After `patience` measurements
-    in a row that gain less than 1 % it ends early. `again` measures the best three longer before one is
-    taken, out of the same budget.
+    in a row that gain less than 1 % it ends early. `again` measures the best three side by side, and longer,
+    before one is taken, out of the same budget.
     """
     began = time.monotonic()
     allowed = min(len(space), budget if budget is not None else max(1, int(SHARE * len(space))))
@@ -118,9 +119,10 @@ def search(
     ranked = [i for i in sorted(trail.times, key=trail.cost) if trail.times[i] is not None]
     best = (trail.times[ranked[0]], ranked[0]) if ranked else None
     if again is not None and ranked:
-        once_more = [(again(dict(trail.space[i])), i) for i in ranked[:finals]]
+        finalists = ranked[:finals]
+        once_more = list(zip(again([dict(trail.space[i]) for i in finalists]), finalists, strict=True))
         trail.steps += [Step(trail.space[i], t, Why.AGAIN) for t, i in once_more]
-        best = min(((t, i) for t, i in once_more if t is not None), default=best)
+        best = min(((t, i) for t, i in once_more if t is not None), default=None)
     return Search(
         trail.space[best[1]] if best else None,
         best[0] if best else None,
@@ -132,9 +134,15 @@ def search(
 
 
 def search_cells(
-    cells: Sequence[Cell], measure: Callable[[Cell, dict[str, int]], float | None]
+    cells: Sequence[Cell],
+    measure: Callable[[Cell, dict[str, int]], float | None],
+    again: Callable[[Cell, list[dict[str, int]]], Sequence[float | None]] | None = None,
+    soon: Callable[[Cell, list[dict[str, int]]], None] = lambda cell, choices: None,
 ) -> dict[str, Search]:
     """Each cell's search, by its name; the choices of one begin with the best of those nearby.
+
+    `soon` is told before each search what it may well measure: everything, or what is around the choices
+    that it begins with. `again` measures a few side by side.
 
     Of each head dimension the middle length comes first, with 15 % of its space but no fewer than 16
     measurements; then the others, from the middle outwards, until two measurements gain nothing.
@@ -147,15 +155,29 @@ def search_cells(
         def timed(choice: dict[str, int], cell: Cell = cell) -> float | None:
             return measure(cell, choice)
 
+        def rematch(choices: list[dict[str, int]], cell: Cell = cell) -> Sequence[float | None]:
+            return again(cell, choices) if again is not None else ()
+
+        seeds = neighbours(cell, found)
+        soon(cell, around(cell.space, seeds) if known else [dict(c) for c in cell.space])
         result = search(
             cell.space,
             timed,
             budget=budget if known else max(LEAST, budget),
-            seeds=neighbours(cell, found),
+            seeds=seeds,
             patience=PATIENCE if known else None,
+            again=rematch if again is not None else None,
         )
         found.append((cell, result))
     return {cell.name: result for cell, result in found}
+
+
+def around(space: Sequence[Choice], seeds: Iterable[Choice]) -> list[dict[str, int]]:
+    """The choices that are most like the seeds, and those that differ least from one of these."""
+    trail = _Trail([dict(c) for c in space], lambda choice: None, 0)
+    begun = list(dict.fromkeys(trail.like(seed) for seed in seeds))
+    near = [int(i) for number in begun for i in np.flatnonzero(trail.near(number))]
+    return [dict(trail.space[i]) for i in dict.fromkeys([*begun, *near])]
 
 
 def neighbours(cell: Cell, found: Iterable[tuple[Cell, Search]], most: int = _SEEDS) -> list[dict[str, int]]:
@@ -226,12 +248,12 @@ class _Trail:
         guess = self._guess()
         best = min(timed, key=self.cost)
         left = np.array([i for i in range(len(self.space)) if i not in self.times])
-        near = left[self._near(best)[left]]
+        near = left[self.near(best)[left]]
         if len(near):
             return int(near[np.argmin(guess[near])]), Why.NEAR
         return int(left[np.argmin(guess[left])]), Why.FAR
 
-    def _near(self, number: int) -> NDArray[np.bool_]:
+    def near(self, number: int) -> NDArray[np.bool_]:
         """For each other value of each key, the choices with it that differ least from this one.
 
         In one value, as a rule; in more where keys go together, as rows and consumers do.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.targets import Target
@@ -83,18 +83,26 @@ def hopper_pruned(
     program: ir.Program, task: TaskLike, target: Target, *, dtype: str = "fp16", dims: tuple[int, int]
 ) -> Pruned:
     """The space of schedules with roles for one pair of head dims, by what fits on the target."""
+    reason = lacks(program, task, target, dtype=dtype, dims=dims)
+    return _parted((choice, reason(choice)) for choice in hopper_space(program))
+
+
+def lacks(
+    program: ir.Program, task: TaskLike, target: Target, *, dtype: str = "fp16", dims: tuple[int, int]
+) -> Callable[[Mapping[str, int]], Finding | None]:
+    """Why a choice of tiles and a schedule with roles does not fit on the target; None where it does."""
     sizes = _sizes(task, dims)
     kernels = [k for k in program.kernels if row_extent(k) is not None]
     demands: dict[Schedule, list[RoleDemand]] = {}
 
-    def reason(choice: dict[str, int]) -> Finding | None:
+    def reason(choice: Mapping[str, int]) -> Finding | None:
         schedule = Schedule.of(program, choice)
         if schedule not in demands:
             demands[schedule] = [RoleDemand(k, schedule, dtype) for k in kernels]
         taken = (demand.of({**sizes, **choice}) for demand in demands[schedule])
         return next((r for t in taken if (r := _lack(t, target)) is not None), None)
 
-    return _parted((choice, reason(choice)) for choice in hopper_space(program))
+    return reason
 
 
 def _parted(reasons: Iterator[tuple[dict[str, int], Finding | None]]) -> Pruned:

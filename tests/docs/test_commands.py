@@ -20,6 +20,7 @@ from tests.commands import commands, parse
 from tests.docs.ground import Grounds
 from tests.docs.ledger import RUN, SHOWN, Step
 from tests.docs.pages import PAGES, ROOT, Line, command_lines
+from tests.tl import hopper_study
 
 SHOWN_LINES = {line: reason for reason, lines in SHOWN.items() for line in lines}
 RUN_LINES = {step.line for step in RUN}
@@ -136,6 +137,9 @@ def test_a_command_that_is_only_shown_is_one_of_the_program(line: str) -> None:
     words = [w for w in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S+", w)]
     if words[:3] == ["python", "-m", "tests.gate_trial"]:
         gate_trial.settings_of(words[3:])
+        return
+    if words[:3] == ["python", "-m", "tests.tl.hopper_study"]:
+        hopper_study.settings_of(words[3:])
         return
     words = words[3:] if words[:3] == ["python3", "-m", "harness.cli"] else words[1:]
     if words == ["--install-completion"]:

@@ -132,7 +132,9 @@ class Device:
         space["_counter"] = lambda device: counter
         return SimpleNamespace(**space, counter=counter)
 
-    def _jit(self, function: Callable[..., Any]) -> Any:
+    def _jit(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if function is None:
+            return self._jit
         return _Kernel(function, self) if function.__name__.endswith("_kernel") else function
 
     def launch(self, function: Callable[..., Any], grid: tuple[int], args: Any, kwargs: Any) -> None:

@@ -306,6 +306,19 @@ def test_only_hopper_is_a_target() -> None:
     assert lower(prog, task, "gluon", find_target("h100")).backend == "gluon"
 
 
+def test_no_number_of_a_shape_makes_another_kernel() -> None:
+    """A number that Triton knew to be 1, or a multiple of 16, would be compiled again for the next shape."""
+    for name in TASKS:
+        task, prog = program("reference", name)
+        source = lower_gluon(prog, task).files["attention.py"]
+        told = re.search(r"do_not_specialize=\((.*?)\)\)", source, re.DOTALL)
+        head = re.search(rf"def {prog.kernels[0].name}_kernel\((.*?)\):", source, re.DOTALL)
+        assert told and head
+        taken = [a.strip() for a in head[1].split(",") if a.strip() and ":" not in a]
+        numbers = [a for a in taken if not re.search(r"_(src|dst)\d*$|^counter$", a)]
+        assert numbers and re.findall(r'"(\w+)"', told[1]) == numbers
+
+
 # --- machine code -----------------------------------------------------------------------------------
 
 

@@ -58,7 +58,9 @@ def test_a_hopper_space_needs_15_percent_to_come_within_2_percent(dim):
         found = search(
             space,
             lambda c, times=times, noise=noise: times[key(c)] * math.exp(noise.gauss(0, 0.01)),
-            again=lambda c, times=times, noise=noise: times[key(c)] * math.exp(noise.gauss(0, 0.0025)),
+            again=lambda cs, times=times, noise=noise: [
+                times[key(c)] * math.exp(noise.gauss(0, 0.0025)) for c in cs
+            ],
         )
         assert found.share <= SHARE
         assert times[key(found.best)] <= 1.02 * min(times.values())
@@ -123,7 +125,7 @@ def test_it_keeps_to_its_budget_measures_nothing_twice_and_takes_the_fastest(
         calls.append(key(choice))
         return None if failing and drawn.random() < 0.4 else drawn.uniform(1, 2)
 
-    again = (lambda c: 0.5) if longer else None
+    again = (lambda cs: [0.5] * len(cs)) if longer else None
     found = search(space, measure, budget=budget, seeds=[{"BN": 64, "y": 3}], again=again)
     assert found.evaluations <= found.budget == min(budget, len(space)) and found.size == len(space)
     assert len(calls) == len(set(calls)) <= found.evaluations
@@ -147,7 +149,13 @@ def test_a_choice_that_fails_is_left_and_its_kind_avoided():
 def test_every_measurement_counts_and_says_why():
     space = kept("mha", 64)
     times = times_of(space, 2)
-    found = search(space, lambda c: times[key(c)], budget=12, seeds=[space[5]], again=lambda c: times[key(c)])
+    found = search(
+        space,
+        lambda c: times[key(c)],
+        budget=12,
+        seeds=[space[5]],
+        again=lambda cs: [times[key(c)] for c in cs],
+    )
     assert [s.why for s in found.trail[:2]] == [Why.SEED, Why.SPREAD]
     assert [s.why for s in found.trail[-3:]] == [Why.AGAIN] * 3
     assert found.evaluations == found.budget == 12 and found.trail[0].choice == space[5]
@@ -156,7 +164,7 @@ def test_every_measurement_counts_and_says_why():
 
 def test_the_longer_measurement_decides():
     space = [{"x": n} for n in range(6)]
-    found = search(space, lambda c: 1 + c["x"] / 100, budget=6, again=lambda c: 2.0 - c["x"])
+    found = search(space, lambda c: 1 + c["x"] / 100, budget=6, again=lambda cs: [2.0 - c["x"] for c in cs])
     finalists = [s.choice["x"] for s in found.trail if s.why is Why.AGAIN]
     assert len(finalists) == 3 and found.leading(1) == [{"x": min(finalists)}]
     assert found.best == {"x": max(finalists)} and found.time_ms == 2.0 - max(finalists)
@@ -191,6 +199,32 @@ def test_a_nearby_shape_of_the_same_head_dimension_gives_the_choices_to_begin_wi
     assert neighbours(Cell("new", 64, 1024, ()), found) == [{"x": 4}, {"x": 3}, {"x": 1}]
     assert neighbours(Cell("new", 256, 1024, ()), found[1:2]) == [{"x": 2}]
     assert neighbours(near, []) == []
+
+
+def test_it_is_told_soon_what_it_may_measure_and_its_finals_are_in_its_budget():
+    """All of the first cell's space; of the next one's what is around its seeds, though its kernels are others."""
+    space = tuple(kept("mha_causal", 128))
+    times, told, measured = times_of(space, 1), {}, defaultdict(list)
+
+    def measure(cell, choice):
+        measured[cell.name].append(key(choice))
+        return times[key(choice)]
+
+    cells = [Cell(str(n), 128, n, space) for n in (512, 2048, 16384)]
+    found = search_cells(
+        cells, measure, lambda cell, cs: [times[key(c)] for c in cs],
+        lambda cell, cs: told.update({cell.name: {key(c) for c in cs}}),
+    )  # fmt: skip
+    assert {n: len(t) for n, t in told.items()} == {
+        "2048": 288,
+        "512": len(told["512"]),
+        "16384": len(told["16384"]),
+    }
+    for name, result in found.items():
+        assert result.share <= SHARE and [s.why for s in result.trail[-3:]] == [Why.AGAIN] * 3
+        assert name == "2048" or len(told[name]) < 60
+        assert set(measured[name]) <= told[name]
+        assert times[key(result.best)] <= 1.02 * min(times.values())
 
 
 # --- the space ------------------------------------------------------------------------------------------------

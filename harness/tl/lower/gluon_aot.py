@@ -35,13 +35,13 @@ class Compiled:
 
     def opcodes(self) -> Counter[str]:
         """How often each instruction stands in the machine code; empty without a disassembler."""
-        tool = _tool("nvdisasm")
-        if tool is None:
+        disassembler = tool("nvdisasm")
+        if disassembler is None:
             return Counter()
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.cubin)
             file.flush()
-            run = subprocess.run([tool, file.name], capture_output=True, text=True, check=False)
+            run = subprocess.run([disassembler, file.name], capture_output=True, text=True, check=False)
         return Counter(name.split(".")[0] for name in _OPCODE.findall(run.stdout) if name[0] != ".")
 
 
@@ -72,12 +72,13 @@ def _compile(module: ModuleType, launch: Launch) -> Compiled:
     given = dict(zip(kernel.arg_names, launch.args, strict=False)) | dict(launch.kwargs)
     for at, param in enumerate(kernel.params):
         value = given[param.name]
-        if param.is_constexpr or (isinstance(value, int) and value == 1):
+        special = isinstance(value, int) and not param.do_not_specialize
+        if param.is_constexpr or (special and value == 1):
             signature[param.name] = "constexpr"
             constants[at,] = value
             continue
         signature[param.name] = _type(value)
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (special and value % 16 == 0):
             attrs[at,] = [["tt.divisibility", 16]]
     source = GluonASTSource(kernel, signature, constants, attrs)
     try:
@@ -100,7 +101,8 @@ def _type(value: Any) -> str:
     return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)},{value.layout!r}>"
 
 
-def _tool(name: str) -> str | None:
+def tool(name: str) -> str | None:
+    """The path of a tool of Triton's own, such as `nvdisasm`; None where it has none."""
     import triton
 
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name

@@ -67,11 +67,11 @@ def _counter(device: torch.device) -> Tensor:
 
 
 def _choose(dim: int, seq: int) -> Choice:
-    """That of the smallest head dimension large enough, and there of the longest sequences not longer."""
+    """That of the smallest head dimension large enough, and there of the longest sequences not longer; for
+    sequences shorter than all, of the shortest."""
     dims = [row[1] for row in CHOICES if row[1] >= dim] or [max(row[1] for row in CHOICES)]
-    rows = [row for row in CHOICES if row[1] == min(dims)]
-    started = [row for row in rows if row[2] <= seq] or rows
-    return max(started, key=lambda row: row[2])[3]
+    rows = sorted((row[2], row[3]) for row in CHOICES if row[1] == min(dims))
+    return ([choice for start, choice in rows if start <= seq] or [rows[0][1]])[-1]
 
 
 def _padded(n: int) -> int:

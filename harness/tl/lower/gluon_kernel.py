@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.tl import ir
@@ -103,7 +104,10 @@ class Kernel:
                 lines += [f"    if CONSUMERS == {n}:", *("    " + line for line in body)]
             else:
                 lines += body
-        return "\n\n@gluon.jit\n" + "\n".join([*head, *lines]) + "\n"
+        # Else Triton compiles again for a number that is 1 or a multiple of 16: on the paper's lengths 324
+        # kernels, not 96, for the 288 choices of a head dimension; most of them while the device waits.
+        jit = ["@gluon.jit(do_not_specialize=(", *_quoted(self.numbers), "))  # fmt: skip"]
+        return "\n\n" + "\n".join([*jit, *head, *lines]) + "\n"
 
     def _start(self, consumers: int) -> list[str]:
         def given(lines: list[str], which: int | None) -> str:
@@ -321,3 +325,8 @@ def _wrapped(arguments: str, indent: int) -> list[str]:
             line = " " * indent
         line += f"{part}, "
     return [*lines, line.rstrip()]
+
+
+def _quoted(names: Iterable[str]) -> list[str]:
+    """The names as strings, as many to a line as it takes."""
+    return call("", [[f'"{name}"' for name in names]], 0)[1:-1]

@@ -87,7 +87,7 @@ def launches(
         found: list[Launch] = []
         kernels = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
         for name in kernels:
-            setattr(module, name, _Recorder(name, found))
+            setattr(module, name, Recorder(name, found))
         vars(module).update({"_capability": lambda _: capability, **(device or {})})
         sizes = workload.sizes
         tensors = {
@@ -101,7 +101,9 @@ def launches(
     return module, found
 
 
-class _Recorder:
+class Recorder:
+    """In a kernel's place: notes how it is launched, and launches nothing."""
+
     def __init__(self, name: str, found: list[Launch]) -> None:
         self._name, self._found = name, found
 

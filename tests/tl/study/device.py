@@ -1,0 +1,140 @@
+"""Owns what the study asks of a GPU: kernels compiled ahead, choices and baselines timed in turns. Tests play it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+
+from baselines import BASELINES
+from harness import tuning_clock
+from harness.crew import Crew
+from harness.targets import find_target
+from harness.tl import ir
+from harness.tuning import Clock, searchable
+from harness.tuning_compile import Kernels
+from tasks import Task, Workload
+
+Choice = Mapping[str, int]
+Spaces = Mapping[tuple[int, int], Sequence[Choice]]
+SOFTWARE = ("torch", "triton", "flash-attn-4", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+
+
+class Bench(Protocol):
+    """One program on one device, with all choices that will be asked of it."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *told: object) -> None: ...
+
+    def ready(self, calls: Iterable[tuple[Workload, Choice]]) -> None:
+        """Compiles ahead, many at once."""
+
+    def wrong(self, w: Workload, choice: Choice) -> str:
+        """Compiles, runs, compares on this very shape: what is wrong, or nothing."""
+
+    def time_ms(self, w: Workload, choice: Choice) -> float | None:
+        """One short timing, as a search's."""
+
+    def together_ms(self, w: Workload, choices: Sequence[Choice]) -> Sequence[float | None]:
+        """Longer ones, taking turns, as a search's."""
+
+    def samples_ms(
+        self, w: Workload, contenders: Mapping[str, Choice | str], rounds: int
+    ) -> dict[str, list[float]]:
+        """Every replay of each, taking turns; a name stands for a baseline. Who cannot run is left out."""
+
+
+class Device(Protocol):
+    def about(self) -> dict[str, str]:
+        """What it is, and the software there."""
+
+    def bench(self, task: Task, program: ir.Program, spaces: Spaces) -> Bench: ...
+
+    def run(self, words: Sequence[str], limit_s: float) -> tuple[int, str]:
+        """A tool's exit code and what it prints; FileNotFoundError where it is missing."""
+
+
+class Gpu:
+    def about(self) -> dict[str, str]:
+        processors = torch.cuda.get_device_properties("cuda").multi_processor_count
+        found = {
+            "device": torch.cuda.get_device_name(),
+            "processors": str(processors),
+            "cuda": str(torch.version.cuda),
+        }
+        for name in SOFTWARE:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    def bench(self, task: Task, program: ir.Program, spaces: Spaces) -> Bench:
+        return GpuBench(task, program, spaces)
+
+    def run(self, words: Sequence[str], limit_s: float) -> tuple[int, str]:
+        done = subprocess.run(list(words), capture_output=True, text=True, timeout=limit_s, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+
+class GpuBench:
+    """The candidate is the one that `attnbench tl tune` searches, so Triton finds kernels that it has compiled."""
+
+    def __init__(self, task: Task, program: ir.Program, spaces: Spaces) -> None:
+        self._task, self._program, self._spaces = task, program, spaces
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._folder = str(
+            searchable(self._program, self._task, self._spaces, "gluon").write(scratch / "kernel")
+        )
+        crew = self._stack.enter_context(Crew(tuning_clock.try_once))
+        self._kernels = Kernels(crew, self._folder, self._task, launched=True)
+        self._clock = Clock(self._kernels, self._folder, self._task, [])
+        self.time_ms, self.together_ms = self._clock.time_ms, self._clock.together_ms
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def ready(self, calls: Iterable[tuple[Workload, Choice]]) -> None:
+        self._kernels.ready(calls)
+        tuning_clock.warm()
+
+    def wrong(self, w: Workload, choice: Choice) -> str:
+        if known := self._kernels.wrong(w, choice):
+            return known
+        try:
+            tensors = self._clock.tensors_of(w)
+            return tuning_clock.wrong(self._call(w, choice), self._task, w, tensors)
+        except Exception as problem:  # a line of the record
+            return tuning_clock.failure(problem)
+
+    def samples_ms(
+        self, w: Workload, contenders: Mapping[str, Choice | str], rounds: int
+    ) -> dict[str, list[float]]:
+        graphs = {}
+        for name, what in contenders.items():
+            try:
+                graphs[name] = tuning_clock.captured(self._call(w, what))
+            except Exception as problem:  # such as a library that is not there
+                print(f"  {name}: {tuning_clock.failure(problem)}", file=sys.stderr)
+        tuning_clock.samples_ms(graphs, 2)
+        return tuning_clock.samples_ms(graphs, rounds)
+
+    def _call(self, w: Workload, what: Choice | str) -> Callable[[], Any]:
+        tensors = self._clock.tensors_of(w)
+        if not isinstance(what, str):
+            return tuning_clock.call_of(self._folder, self._task, w, tensors, what)
+        baseline = BASELINES[what]
+        if reason := baseline.library().missing or baseline.unsupported(self._task, w, find_target("h100")):
+            raise RuntimeError(reason)
+        return baseline.plan(self._task, w, tensors)
