@@ -20,6 +20,7 @@ import torch
 from harness.targets import Target
 from harness.tl import ir
 from harness.tl.lower import cute_choices, gluon_choices
+from harness.tl.lower.carried import Carried, Searched
 from harness.tl.lower.choices import Row, accumulator_registers, candidates, shared_bytes
 from harness.tl.lower.cute import lower_cute
 from harness.tl.lower.gluon import lower_gluon
@@ -56,7 +57,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the search of one cell took: timings of `size` choices, every one counted."""
+    """What one cell took: timings of `size` choices, failed ones and repeats counted."""
 
     size: int
     evaluations: int
@@ -72,7 +73,7 @@ class Tuned:
     rows: tuple[Row, ...]
     timings: list[Timing] = field(default_factory=list)
     wall_s: float = 0.0
-    searches: dict[str, Budget] = field(default_factory=dict)  # of a search; nothing where all was timed
+    searches: dict[str, Budget] = field(default_factory=dict)  # by cell
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -160,7 +161,7 @@ def tune(
         leading = (
             found.get(w.key, [])
             if searched
-            else _timed(where, w, task, spaces[w.dim, w.dim_v], broken, tuned.timings)
+            else _timed(where, w, task, spaces[w.dim, w.dim_v], broken, tuned)
         )
         best = _best(where, w, task, leading)
         if best is not None:
@@ -169,7 +170,36 @@ def tune(
         moved(len(jobs) + len(tuned.timings), total)
     tuned.rows = tuple(rows[k] for k in sorted(rows))
     tuned.wall_s = time.monotonic() - began
-    return tuned, _COMPILERS[backend](program, task, target, tuned.rows or None, None)
+    lowered = _COMPILERS[backend](program, task, target, tuned.rows or None, None)
+    return tuned, lowered.with_carried(_told(lowered, tuned, workloads, spaces)) if tuned.rows else lowered
+
+
+def _told(
+    lowered: Lowered,
+    tuned: Tuned,
+    workloads: Sequence[Workload],
+    spaces: Mapping[tuple[int, int], Sequence[Mapping[str, int]]],
+) -> Carried:
+    """What the candidate says of its table: keys that the search varied, and what each cell took."""
+
+    def varied(row: Row) -> set[str]:
+        alike = [c for (dim, dim_v), space in spaces.items() if max(dim, dim_v) == row.dim for c in space]
+        return {key for c in alike for key, value in c.items() if value != alike[0].get(key)}
+
+    searches = [
+        Searched(
+            cell=w.key,
+            dim=max(w.dim, w.dim_v),
+            seq=max(w.seq_q, w.seq_k),
+            size=budget.size,
+            timings=budget.evaluations,
+            seconds=budget.seconds,
+            device=tuned.device,
+        )
+        for w in workloads
+        if (budget := tuned.searches.get(w.key)) is not None
+    ]
+    return lowered.carried.after(searches, varied)
 
 
 def _kernels(space: Iterable[Mapping[str, int]]) -> list[dict[str, int]]:
@@ -211,14 +241,18 @@ def _timed(
     task: Task,
     space: Sequence[Mapping[str, int]],
     broken: _Broken,
-    timings: list[Timing],
+    tuned: Tuned,
 ) -> list[Mapping[str, int]]:
-    """The fastest few of all choices; `timings` gets them all."""
+    """The fastest few of all choices; `tuned` gets every timing."""
+    began = time.monotonic()
     tensors = _tensors(task, w)
     mine = [_measured(folder, w, task, tensors, c, broken.get((w.dim, w.dim_v, _key(c)), "")) for c in space]
-    timings += mine
+    tuned.timings += mine
     ran = sorted((t for t in mine if t.time_ms is not None), key=lambda t: t.time_ms or 0.0)
-    return [t.choice for t in ran[:_RETRIED]]
+    leading = [t.choice for t in ran[:_RETRIED]]
+    seconds = round(time.monotonic() - began, 2)
+    tuned.searches[w.key] = Budget(len(space), len(mine) + len(leading), seconds)
+    return leading
 
 
 def _searched(

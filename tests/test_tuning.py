@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +51,7 @@ def test_each_compilation_and_each_timing_moves_the_bar(
     )
     monkeypatch.setattr(tuning.torch.cuda, "get_device_name", lambda: "a GPU")
     told: list[tuple[int, int]] = []
-    tuned, _ = tuning.tune(
+    tuned, lowered = tuning.tune(
         program,
         task,
         target,
@@ -68,6 +69,12 @@ def test_each_compilation_and_each_timing_moves_the_bar(
     ]
     assert [t.error for t in tuned.timings if t.choice == space[0]] == ["it spills"] * 2
     assert len(tuned.timings) == timed
+    told = tomllib.loads(lowered.files["schedule.toml"])
+    assert [(s["cell"], s["size"], s["timings"]) for s in told["searches"]] == [
+        (w.key, 5, 5 + 3) for w in (first, second)
+    ]
+    varied = {key for key in space[0] if len({c[key] for c in space}) > 1}
+    assert varied and all(set(row["search"]) == varied for row in told["rows"])
 
 
 def test_a_search_times_few_schedules_and_counts_each(
@@ -99,3 +106,13 @@ def test_a_search_times_few_schedules_and_counts_each(
         timed = sum(t.cell == key for t in tuned.timings)
         assert budget.evaluations == timed + 3 and timed <= max(16, 0.15 * budget.size) < budget.size / 3
     assert "BN=128" in lowered.files["attention.py"]
+    told = tomllib.loads(lowered.files["schedule.toml"])
+    assert {s["cell"]: s["timings"] for s in told["searches"]} == {
+        key: budget.evaluations for key, budget in tuned.searches.items()
+    }
+    assert all(
+        {"BN", "overlap", "heads"} <= set(row["search"])
+        for row in told["rows"]
+        if row["bytes"] == 2 and row["file"] == "attention.py"
+    )
+    assert all("registers" not in row.get("search", []) for row in told["rows"]), "nobody varied it"
