@@ -60,7 +60,8 @@ class TlLexer(RegexLexer):  # type: ignore[misc]
 @cache
 def coloured(name: str, text: str) -> str:
     """The text of a file as HTML in `<pre>`, escaped; the file's name says which language."""
-    return str(highlight(text, _lexer(name, len(text)), HtmlFormatter(cssclass="code", wrapcode=True)))
+    html = str(highlight(text, _lexer(name, len(text)), HtmlFormatter(cssclass="code", wrapcode=True)))
+    return html.replace("<pre>", '<pre tabindex="0">', 1)  # a long one scrolls: by keyboard too
 
 
 def _lexer(name: str, length: int) -> object:
