@@ -12,8 +12,8 @@ from reports.sections import Column, Entry, Section, Table
 
 _NOTES = (
     "What kernels compiled from LLM-TL programs take for which call, by the tables in their sources. The "
-    "program settles a key where it leaves one value; what it leaves open was found by a search that timed "
-    "choices, given to the compiler, or is the compiler's default.",
+    "program settles a key where it leaves one value; what it leaves open was found by a search that "
+    "timed choices, or it is the compiler's default.",
 )
 _BUDGETS = (
     "A search ranks choices by short timings of its own; its times are in no figure of this report. Timings "
@@ -25,7 +25,6 @@ _KERNELS = (
     Column("rows", True),
     Column("by the program"),
     Column("by a search"),
-    Column("given"),
     Column("cells searched", True),
 )
 _CELLS = (
@@ -81,9 +80,9 @@ def _lead(found: Sequence[Schedule]) -> str:
 def _kernel(name: str, origin: Lineage, schedule: Schedule) -> tuple[Entry, ...]:
     said = origin.line.replace("\n", "; ") or ("none" if origin.program else "not recorded")
     if not schedule.recorded:
-        hands = [Entry("not recorded", style="muted")] * 4
+        hands = [Entry("not recorded", style="muted")] * 3
     else:
-        keys = [_keys(schedule, by) for by in (By.PROGRAM, By.SEARCH, By.GIVEN)]
+        keys = [_keys(schedule, by) for by in (By.PROGRAM, By.SEARCH)]
         hands = [*(Entry(k or "none", style="" if k else "muted") for k in keys)]
         hands.append(Entry(str(len(schedule.searches))))
     return (

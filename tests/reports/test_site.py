@@ -160,7 +160,7 @@ def test_cells_of_one_run_are_no_cells_of_another() -> None:
 
 def test_the_pages_of_a_models_kernel_show_program_kernel_and_story(site: Path) -> None:
     pages = [p.read_text(encoding="utf-8") for p in (site / "kernels").glob("*.html")]
-    through_tl = [p for p in pages if "TL sketch" in p or "TL code" in p]
+    through_tl = [p for p in pages if "TL sketch" in p or "TL program" in p]
     assert through_tl
     for page in through_tl:
         assert "From program to kernel" in page and "How it came to be" in page
