@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexer import RegexLexer, words
+from pygments.lexer import RegexLexer, include, words
 from pygments.lexers import get_lexer_for_filename
 from pygments.token import Comment, Keyword, Name, Number, Operator, Punctuation, Text
 from pygments.util import ClassNotFound
@@ -27,6 +27,16 @@ class TlLexer(RegexLexer):  # type: ignore[misc]
     tokens = {  # noqa: RUF012 - as Pygments has it
         "root": [
             (r"(#|//).*?$", Comment.Single),
+            (r"[(\[{]", Punctuation, "bracket"),
+            include("words"),
+        ],
+        "bracket": [  # where `//` divides
+            (r"#.*?$", Comment.Single),
+            (r"[(\[{]", Punctuation, "#push"),
+            (r"[)\]}]", Punctuation, "#pop"),
+            include("words"),
+        ],
+        "words": [
             (
                 words(
                     ("kernel", "let", "tile", "grid", "allocate", "copy", "compute", "reshape", "for", "if",
@@ -50,7 +60,7 @@ class TlLexer(RegexLexer):  # type: ignore[misc]
             (r"\d+(\.\d+)?(e[+-]?\d+)?", Number),
             (r"[A-Za-z_][\w.]*", Name),
             (r"[-+*/%<>=!^&|:]+", Operator),
-            (r"[()\[\]{},]", Punctuation),
+            (r"[)\]},]", Punctuation),
             (r"\s+", Text),
             (r".", Text),
         ]

@@ -195,6 +195,12 @@ def test_what_a_kernel_says_of_itself_is_text_on_the_page(tmp_path: Path) -> Non
     )
 
 
+def test_two_slashes_divide_in_brackets_and_begin_a_comment_outside() -> None:
+    said = coloured("x.tl", "Allocate K in global (n, d) with offset (b, h // group) // of its group\nend\n")
+    assert re.findall(r'<span class="c1">([^<]*)</span>', said) == ["// of its group"]
+    assert '<span class="n">group</span>' in said and '<span class="k">end</span>' in said
+
+
 def test_a_folder_of_something_else_is_not_replaced_and_a_site_is(tmp_path: Path, runs: list[Path]) -> None:
     other = tmp_path / "other"
     other.mkdir()
