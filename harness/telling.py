@@ -136,7 +136,7 @@ def _tell_exchange(console: Console, step: Step, exchange: Exchange, prompts: bo
 def _tell_kernel(console: Console, dataset: Dataset, ending: Ending, rows: Sequence[Row]) -> None:
     for name in ending.files:
         path = dataset.path / "artifacts" / ending.candidate / name
-        if name.endswith(".toml") or not path.is_file():
+        if name.endswith((".tl", ".toml")) or not path.is_file():
             continue
         console.rule(f"the kernel, {name}", align="left", style="dim")
         source = path.read_text(encoding="utf-8", errors="replace")

@@ -19,6 +19,7 @@ from harness.crew import Crew, LostDevice
 from harness.targets import Target
 from harness.tl import ir
 from harness.tl.lower import cute_choices, gluon_choices
+from harness.tl.lower.carried import Carried, Searched
 from harness.tl.lower.choices import Row, accumulator_registers, candidates, shared_bytes
 from harness.tl.lower.cute import lower_cute
 from harness.tl.lower.gluon import lower_gluon
@@ -54,7 +55,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the search of one cell took: timings of `size` choices, every one counted; compiling is not."""
+    """What one cell took: timings of `size` choices, failed ones and repeats counted; compiling is not."""
 
     size: int
     evaluations: int
@@ -73,7 +74,7 @@ class Tuned:
     kernels: int = 0  # that were compiled
     compile_s: float = 0.0
     stopped: str = ""  # why it ended early
-    searches: dict[str, Budget] = field(default_factory=dict)  # of a search; nothing where all was timed
+    searches: dict[str, Budget] = field(default_factory=dict)  # by cell
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -151,14 +152,43 @@ def tune(
                 kernels.ready(calls)
                 tuning_clock.warm()
                 for w in workloads:
-                    best[w.key] = _timed(clock, w, spaces[w.dim, w.dim_v])
+                    best[w.key] = _timed(clock, w, spaces[w.dim, w.dim_v], tuned)
                     moved(len(kernels) + len(tuned.timings), total)
         except LostDevice as lost:
             tuned.stopped = f"the device was lost: {lost}"
         tuned.kernels, tuned.compile_s = len(kernels), kernels.seconds
     tuned.rows = _rows(workloads, best, tuned.timings)
     tuned.wall_s = time.monotonic() - began
-    return tuned, _COMPILERS[backend](program, task, target, tuned.rows or None, None)
+    lowered = _COMPILERS[backend](program, task, target, tuned.rows or None, None)
+    return tuned, lowered.with_carried(_told(lowered, tuned, workloads, spaces)) if tuned.rows else lowered
+
+
+def _told(
+    lowered: Lowered,
+    tuned: Tuned,
+    workloads: Sequence[Workload],
+    spaces: Mapping[tuple[int, int], Sequence[Mapping[str, int]]],
+) -> Carried:
+    """What the candidate says of its table: keys that the search varied, and what each cell took."""
+
+    def varied(row: Row) -> set[str]:
+        alike = [c for (dim, dim_v), space in spaces.items() if max(dim, dim_v) == row.dim for c in space]
+        return {key for c in alike for key, value in c.items() if value != alike[0].get(key)}
+
+    searches = [
+        Searched(
+            cell=w.key,
+            dim=max(w.dim, w.dim_v),
+            seq=max(w.seq_q, w.seq_k),
+            size=budget.size,
+            timings=budget.evaluations,
+            seconds=budget.seconds,
+            device=tuned.device,
+        )
+        for w in workloads
+        if (budget := tuned.searches.get(w.key)) is not None
+    ]
+    return lowered.carried.after(searches, varied)
 
 
 def _rows(
@@ -221,11 +251,16 @@ class Clock:
         return self._tensors
 
 
-def _timed(clock: Clock, w: Workload, space: Sequence[Mapping[str, int]]) -> Mapping[str, int] | None:
+def _timed(
+    clock: Clock, w: Workload, space: Sequence[Mapping[str, int]], tuned: Tuned
+) -> Mapping[str, int] | None:
     """The fastest of all choices; the fastest few are timed once more. None where none runs."""
+    began = time.monotonic()
     ran = [(t, n) for n, choice in enumerate(space) if (t := clock.time_ms(w, choice)) is not None]
     leading = [space[n] for _, n in sorted(ran)[:_RETRIED]]
     again = [(t, n) for n, t in enumerate(clock.together_ms(w, leading)) if t is not None]
+    seconds = round(time.monotonic() - began, 2)
+    tuned.searches[w.key] = Budget(len(space), len(space) + len(leading), seconds)
     return leading[min(again)[1]] if again else None
 
 

@@ -13,6 +13,7 @@ from harness.targets import Target
 from harness.tl import ir
 from harness.tl.lower import gluon_choices
 from harness.tl.lower.lowered import LowerError
+from harness.tl.schedule import decided
 from harness.tl.search import Cell, Search, search_cells
 from harness.tl.space import hopper_pruned
 from tasks import Task, Workload
@@ -22,7 +23,7 @@ Dims = tuple[int, int]
 
 def hopper_choices(program: ir.Program, task: Task, target: Target, dims: Dims) -> list[dict[str, int]]:
     """What a search may take: all that the checker finds room for and the compiler can have."""
-    fixed = gluon_choices.decided(program)
+    fixed = decided(program)
     found: list[dict[str, int]] = []
     for choice in hopper_pruned(program, task, target, dims=dims).kept:
         try:

@@ -10,6 +10,7 @@ from reports.generation import unfinished
 from reports.generation_sections import generation_sections
 from reports.kernel_sections import kernels_section
 from reports.samples import best_of_samples, by_maker, makers
+from reports.schedule_section import schedules_section
 from reports.sections import Column, Entry, Section, Table
 
 NOISY = 0.02  # a noise floor that a reader must know of before any figure
@@ -26,7 +27,7 @@ def all_sections(dataset: Dataset) -> list[Section]:
         sections.failures_section(dataset),
         sections.skips_section(dataset),
         sections.speedup_section(dataset),
-        *filter(None, [kernels_section(dataset)]),
+        *filter(None, [kernels_section(dataset), schedules_section(dataset)]),
         noise_section(dataset),
         telemetry_section(counts),
         time_section(dataset),

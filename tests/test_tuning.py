@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -98,7 +99,7 @@ def test_each_compilation_and_each_timing_moves_the_bar(
     played.wrong = lambda choice: "it spills" if choice == space[0] else ""
     monkeypatch.setattr(tuning, "choices", lambda *_: space)
     told: list[tuple[int, int]] = []
-    tuned, _ = tuning.tune(
+    tuned, lowered = tuning.tune(
         program, task, H100, [first, second], tmp_path, 1,
         moved=lambda done, total: told.append((done, total)),
     )  # fmt: skip
@@ -111,6 +112,12 @@ def test_each_compilation_and_each_timing_moves_the_bar(
     ]
     assert [t.error for t in tuned.timings if t.choice == space[0]] == ["it spills"] * 2
     assert len(tuned.timings) == timed and {dict(r.choice)["BM"] for r in tuned.rows} == {space[1]["BM"]}
+    carried = tomllib.loads(lowered.files["schedule.toml"])
+    assert [(s["cell"], s["size"], s["timings"]) for s in carried["searches"]] == [
+        (w.key, 5, 5 + 3) for w in (first, second)
+    ]
+    varied = {key for key in space[0] if len({c[key] for c in space}) > 1}
+    assert varied and all(set(row["search"]) == varied for row in carried["rows"])
 
 
 def test_a_search_times_15_percent_and_compiles_each_kernel_once(
@@ -130,6 +137,16 @@ def test_a_search_times_15_percent_and_compiles_each_kernel_once(
         timed = sum(t.cell == key for t in tuned.timings)
         assert budget.evaluations == timed + 3 <= 0.15 * budget.size
     assert "BN=128" in lowered.files["attention.py"]
+    carried = tomllib.loads(lowered.files["schedule.toml"])
+    assert {s["cell"]: s["timings"] for s in carried["searches"]} == {
+        key: budget.evaluations for key, budget in tuned.searches.items()
+    }
+    assert all(
+        {"BN", "overlap", "heads"} <= set(row["search"])
+        for row in carried["rows"]
+        if row["bytes"] == 2 and row["file"] == "attention.py"
+    )
+    assert all("registers" not in row.get("search", []) for row in carried["rows"]), "nobody varied it"
 
 
 def test_shapes_with_kernels_of_their_own_compile_what_is_around_the_best_alone(

@@ -16,7 +16,7 @@ from harness.targets import TARGETS
 
 MANIFEST = "candidate.toml"
 DEFAULT_ENTRY = "attention.py"
-SOURCE_SUFFIXES = frozenset((".py", ".cu", ".cuh", ".h", ".toml", ".md"))
+SOURCE_SUFFIXES = frozenset((".py", ".cu", ".cuh", ".h", ".tl", ".toml", ".md"))
 # A bundle of sources is text a person can read; a larger file is something else (bytes).
 LARGEST_FILE = 1 << 20
 

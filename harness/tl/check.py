@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.targets import Target
@@ -98,7 +98,10 @@ def _check(
     errors = {(f.code, f.pos) for f in found if f.is_error}
     found = [f for f in found if f.is_error or (f.code, f.pos) not in errors]  # the graver word suffices
     findings = tuple(sorted(dict.fromkeys(found), key=lambda f: (f.pos.line, f.pos.column, f.code)))
-    return Report(findings, program if complete else None)
+    if program is None or not complete:
+        return Report(findings, None)
+    text = text_or_program if isinstance(text_or_program, str) else ""
+    return Report(findings, replace(program, text=text))
 
 
 def _with_roles(program: ir.Program, target: Target) -> bool:

@@ -298,13 +298,17 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A resolved program. `parameters`: tile parameters with their choices; `schedule`: key -> choices."""
+    """A resolved program. `parameters`: tile parameters with their choices; `schedule`: key -> choices.
+
+    `text` is what it was read from, where that is known; it has no meaning of its own.
+    """
 
     name: str
     task: str
     kernels: tuple[Kernel, ...]
     parameters: tuple[tuple[str, tuple[int, ...]], ...]
     schedule: tuple[tuple[str, tuple[int | str, ...]], ...] = ()
+    text: str = field(default="", compare=False, repr=False)
 
     @property
     def defaults(self) -> dict[str, int]:

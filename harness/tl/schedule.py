@@ -101,6 +101,13 @@ def asks_for_roles(program: ir.Program) -> bool:
     return any(value not in _OFF for key in ROLE_KEYS for value in given.get(key, ())[:1])
 
 
+def decided(program: ir.Program) -> dict[str, int]:
+    """What the program's own schedule leaves no choice about: its keys of one value."""
+    told = Schedule.of(program).choice
+    names = [("longest_first" if key == "order" else key, values) for key, values in program.schedule]
+    return {name: told[name] for name, values in names if len(values) == 1 and name in told}
+
+
 def _told(program: ir.Program) -> dict[str, tuple[int, ...]]:
     """Fields of a schedule with the values that the program's own line gives them."""
     given = {key: values for key, values in program.schedule if values}

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexer import RegexLexer, words
+from pygments.lexer import RegexLexer, include, words
 from pygments.lexers import get_lexer_for_filename
 from pygments.token import Comment, Keyword, Name, Number, Operator, Punctuation, Text
 from pygments.util import ClassNotFound
@@ -27,6 +27,16 @@ class TlLexer(RegexLexer):  # type: ignore[misc]
     tokens = {  # noqa: RUF012 - as Pygments has it
         "root": [
             (r"(#|//).*?$", Comment.Single),
+            (r"[(\[{]", Punctuation, "bracket"),
+            include("words"),
+        ],
+        "bracket": [  # where `//` divides
+            (r"#.*?$", Comment.Single),
+            (r"[(\[{]", Punctuation, "#push"),
+            (r"[)\]}]", Punctuation, "#pop"),
+            include("words"),
+        ],
+        "words": [
             (
                 words(
                     ("kernel", "let", "tile", "grid", "allocate", "copy", "compute", "reshape", "for", "if",
@@ -50,7 +60,7 @@ class TlLexer(RegexLexer):  # type: ignore[misc]
             (r"\d+(\.\d+)?(e[+-]?\d+)?", Number),
             (r"[A-Za-z_][\w.]*", Name),
             (r"[-+*/%<>=!^&|:]+", Operator),
-            (r"[()\[\]{},]", Punctuation),
+            (r"[)\]},]", Punctuation),
             (r"\s+", Text),
             (r".", Text),
         ]
@@ -60,7 +70,8 @@ class TlLexer(RegexLexer):  # type: ignore[misc]
 @cache
 def coloured(name: str, text: str) -> str:
     """The text of a file as HTML in `<pre>`, escaped; the file's name says which language."""
-    return str(highlight(text, _lexer(name, len(text)), HtmlFormatter(cssclass="code", wrapcode=True)))
+    html = str(highlight(text, _lexer(name, len(text)), HtmlFormatter(cssclass="code", wrapcode=True)))
+    return html.replace("<pre>", '<pre tabindex="0">', 1)  # a long one scrolls: by keyboard too
 
 
 def _lexer(name: str, length: int) -> object:

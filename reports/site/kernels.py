@@ -1,8 +1,8 @@
-"""Owns what the site says of one kernel: its sources, the program it came from, its story, its records."""
+"""Owns what the site says of one kernel: its sources, what they came from, its story, its records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,12 @@ from reports import text
 from reports.dataset import Cell, Contender, Dataset, Row
 from reports.figures import Estimate, best_baseline, geomean, speedup
 from reports.generated import Generated
+from reports.lineage import Lineage, kernel_files, lineage
 from reports.page import Detail, anchor, detail
 from reports.site.board import kernel_slug
 from reports.site.code import coloured
+from reports.site.tables import ChoiceTable, choice_tables
 from reports.stories import Story, stories
-
-PROGRAM = ".tl"
-STAGES = {"sketch": "TL sketch", "code": "TL code"}
-
 
 Told = Mapping[str, Mapping[str, Story]]  # run -> trial -> story
 Cells = Mapping[tuple[str, int], Cell]  # (run, line) -> cell
@@ -62,7 +60,9 @@ class Kernel:
     tasks: tuple[str, ...]
     runs: tuple[str, ...]
     sources: tuple[Text, ...]
-    programs: tuple[Text, ...]  # what it came from, earliest first
+    lineage: Lineage | None  # None: nothing tells of LLM-TL
+    programs: tuple[Text, ...]  # what it came from, earliest first: sketch, program
+    tables: tuple[ChoiceTable, ...]  # of a compiled kernel
     story: Story | None
     lines: tuple[Line, ...]
     summary: str
@@ -96,15 +96,20 @@ def kernels(datasets: Sequence[Dataset]) -> list[Kernel]:
 def _kernel(sha256: str, rows: list[tuple[Dataset, Row]], told: Told, cells: Cells) -> Kernel:
     dataset, row = rows[0]
     trial = next((r.result.candidate.trial for _, r in rows if r.result.candidate.trial), "")
-    sources, lines = _sources(rows), [_line(d, r, cells[d.name, r.line]) for d, r in rows]
+    lines = [_line(d, r, cells[d.name, r.line]) for d, r in rows]
+    files = kernel_files(rows)
+    origin = lineage(rows, files)
+    schedule = origin.schedule if origin else None
     return Kernel(
         sha256=sha256,
         contender=next(c for c in dataset.contenders if c.label == row.contender),
         devices=tuple(dict.fromkeys(r.result.device for _, r in rows)),
         tasks=tuple(dict.fromkeys(r.result.task for _, r in rows)),
         runs=tuple(dict.fromkeys(d.name for d, _ in rows)),
-        sources=tuple(t for t in sources if not t.title.endswith(PROGRAM)),
-        programs=(*_programs(rows, trial), *(t for t in sources if t.title.endswith(PROGRAM))),
+        sources=tuple(_sources(files, sha256)),
+        lineage=origin,
+        programs=tuple(_programs(origin, sha256)) if origin else (),
+        tables=choice_tables(schedule) if schedule else (),
         story=next((told[d.name][trial] for d, _ in rows if trial in told.get(d.name, {})), None),
         lines=tuple(lines),
         summary=_summary(lines),
@@ -112,34 +117,22 @@ def _kernel(sha256: str, rows: list[tuple[Dataset, Row]], told: Told, cells: Cel
     )
 
 
-def _sources(rows: Iterable[tuple[Dataset, Row]]) -> list[Text]:
-    """The files of the first run that kept them, the kernel before its manifest."""
-    for dataset, row in rows:
-        candidate = row.result.candidate
-        paths = [(name, dataset.artifact(row, name)) for name in candidate.files]
-        kept = [(name, path) for name, path in paths if path is not None]
-        if kept:
-            kept.sort(key=lambda pair: (pair[0].endswith(".toml"), not pair[0].endswith((".cu", ".py"))))
-            return [_source(name, path, candidate.sha256) for name, path in kept]
-    return []
-
-
-def _source(name: str, path: Path, sha256: str) -> Text:
-    return Text(
-        name,
-        coloured(name, path.read_text(encoding="utf-8", errors="replace")),
-        f"artifacts/{sha256}/{name}",
+def _sources(files: Mapping[str, str], sha256: str) -> list[Text]:
+    """The files: what runs on the device first, what only describes it last; programs stand apart."""
+    ranks = {".cu": 0, ".py": 1, ".toml": 3}
+    names = sorted(
+        (name for name in files if not name.endswith(".tl")),
+        key=lambda name: ranks.get(Path(name).suffix, 2),
     )
+    return [Text(name, coloured(name, files[name]), f"artifacts/{sha256}/{name}") for name in names]
 
 
-def _programs(rows: Iterable[tuple[Dataset, Row]], trial: str) -> list[Text]:
-    """The last program of each stage of the trial: what the kernel was translated or compiled from."""
-    for dataset, _ in rows:
-        last = {s.stage: s.program for s in dataset.steps if s.trial == trial and s.program}
-        found = [Text(STAGES[stage], coloured("x.tl", last[stage])) for stage in STAGES if stage in last]
-        if found:
-            return found
-    return []
+def _programs(origin: Lineage, sha256: str) -> Iterator[Text]:
+    if origin.sketch:
+        yield Text("TL sketch", coloured("x.tl", origin.sketch))
+    if origin.program:
+        path = f"artifacts/{sha256}/{origin.file}" if origin.file else ""
+        yield Text("TL program", coloured("x.tl", origin.program), path)
 
 
 def _line(dataset: Dataset, row: Row, cell: Cell) -> Line:

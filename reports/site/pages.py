@@ -23,6 +23,7 @@ from reports.samples import best_of_samples
 from reports.site.board import Entry, Rank, as_json, entries, rank
 from reports.site.code import styles
 from reports.site.kernels import Kernel, kernels
+from reports.site.tables import legend
 from reports.stories import TEXT_LIMIT, anchor
 from reports.surroundings import lead, warnings
 from tasks.spec import Task
@@ -108,6 +109,7 @@ def pages(site: Site) -> Iterator[Page]:
     )
     environment.globals |= {"site": site, "text": text, "failed_speedup": FAILED_SPEEDUP}
     environment.globals |= {
+        "legend": legend,
         "task_path": task_path,
         "story_anchor": anchor,
         "text_limit": TEXT_LIMIT,

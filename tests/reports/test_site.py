@@ -160,7 +160,7 @@ def test_cells_of_one_run_are_no_cells_of_another() -> None:
 
 def test_the_pages_of_a_models_kernel_show_program_kernel_and_story(site: Path) -> None:
     pages = [p.read_text(encoding="utf-8") for p in (site / "kernels").glob("*.html")]
-    through_tl = [p for p in pages if "TL sketch" in p or "TL code" in p]
+    through_tl = [p for p in pages if "TL sketch" in p or "TL program" in p]
     assert through_tl
     for page in through_tl:
         assert "From program to kernel" in page and "How it came to be" in page
@@ -193,6 +193,12 @@ def test_what_a_kernel_says_of_itself_is_text_on_the_page(tmp_path: Path) -> Non
         and evil not in coloured("x.tl", evil)
         and evil not in coloured("?", evil)
     )
+
+
+def test_two_slashes_divide_in_brackets_and_begin_a_comment_outside() -> None:
+    said = coloured("x.tl", "Allocate K in global (n, d) with offset (b, h // group) // of its group\nend\n")
+    assert re.findall(r'<span class="c1">([^<]*)</span>', said) == ["// of its group"]
+    assert '<span class="n">group</span>' in said and '<span class="k">end</span>' in said
 
 
 def test_a_folder_of_something_else_is_not_replaced_and_a_site_is(tmp_path: Path, runs: list[Path]) -> None:

@@ -14,7 +14,7 @@ from reports import load_run
 from reports.site.board import Entry, Rank, entries, rank
 from reports.site.publish import publish
 from tasks import discover
-from tests.reports import synthetic, synthetic_trials
+from tests.reports import synthetic, synthetic_programs, synthetic_trials
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: nox -s browser")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,6 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         synthetic.h100_run(folder / "large"),
         synthetic.cpu_run(folder / "cpu"),
         synthetic_trials.generation_run(folder / "made"),
+        synthetic_programs.run(folder / "programs"),
     ]
 
 
@@ -170,6 +171,72 @@ def test_a_figure_leads_to_its_record_and_a_name_to_its_kernel(visit: Visit) -> 
     assert page.locator("#source pre").first.inner_text().strip()
     page.locator("#results tbody a").first.click()
     assert page.locator("dl:target").is_visible()
+
+
+def page_of(site: Path, name: str) -> str:
+    """The page of a kernel of the run `programs`."""
+    for page in sorted((site / "kernels").glob("*.html")):
+        if f"<h1>{name}</h1>" in page.read_text(encoding="utf-8"):
+            return page.relative_to(site).as_posix()
+    raise AssertionError(f"{name} has no page")
+
+
+@pytest.mark.parametrize(("width", "beside"), [(1280, True), (390, False)], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", ["reference", "tuned", "own-schedule", "search", "translated", "before"])
+def test_program_and_schedule_stand_beside_the_source_or_above_it(
+    browser: Any, site: Path, name: str, width: int, beside: bool
+) -> None:
+    made = Visit(browser, site, viewport={"width": width, "height": 900})
+    page = made.open(page_of(site, name))
+    origin, source = (page.locator(part).bounding_box() for part in ("#source .origin", "#source .source"))
+    if beside:
+        assert source["x"] >= origin["x"] + origin["width"] and abs(source["y"] - origin["y"]) < 2
+    else:
+        assert source["y"] >= origin["y"] + origin["height"] and source["x"] == origin["x"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shown = [
+        (title, page.locator(where).first.bounding_box()["y"])
+        for title, where in (
+            ("TL sketch", ".origin details:has(summary:text-is('TL sketch')) pre"),
+            ("TL program", ".origin details:has(summary:text-is('TL program')) pre"),
+            ("Schedule", ".origin .schedule"),
+        )
+        if page.locator(where).count() and page.locator(where).first.is_visible()
+    ]
+    by_models = ("own-schedule", "search", "translated")
+    wanted = ["TL sketch"] * (name in by_models) + ["TL program"] * (name != "before") + ["Schedule"]
+    assert [title for title, _ in shown] == wanted
+    assert [y for _, y in shown] == sorted(y for _, y in shown)
+    assert page.locator("#source .source pre").first.is_visible()
+    assert page.locator("#source .source pre span[class]").count() > 1, "in colours"
+    assert page.locator(".schedule .choices").count() == {"translated": 0, "reference": 1, "before": 1}.get(
+        name, 2
+    )
+    made.context.close()
+    assert made.wrong == []
+
+
+def test_what_scrolls_on_a_kernels_page_is_reached_by_keyboard(visit: Visit, site: Path) -> None:
+    page = visit.open(page_of(site, "search"))
+    inert = page.evaluate(
+        """[...document.querySelectorAll("#source *")].filter(e =>
+            ["auto", "scroll"].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth
+            && e.tabIndex < 0).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert inert == []
+    page.locator("#source .source pre").first.focus()
+    page.keyboard.press("End")
+    page.wait_for_function("document.querySelector('#source .source pre').scrollTop > 0")
+
+
+def test_in_print_a_kernels_program_schedule_and_source_are_whole(visit: Visit, site: Path) -> None:
+    page = visit.open(page_of(site, "tuned"))
+    page.emulate_media(media="print")
+    for part in (".origin pre", ".schedule .choices", ".source pre"):
+        box = page.locator(f"#source {part}").first
+        assert box.is_visible()
+        assert box.evaluate("e => e.scrollHeight <= e.clientHeight + 1 && e.scrollWidth <= e.clientWidth + 1")
+    assert page.pdf()[:5] == b"%PDF-"
 
 
 PAGES = ("index.html", "runs/index.html", "paper.html", "method.html", "tasks/mha_causal.html")

@@ -135,7 +135,8 @@ def test_every_program_of_the_corpus_becomes_a_kernel(style: str) -> None:
     for entry in corpus(style)[: None if style != "lenient" else 12]:
         task, prog = program_of(entry)
         lowered = lower(prog, task, "gluon")
-        assert set(lowered.files) == {"candidate.toml", "attention.py", "fallback.py"}
+        own = {"candidate.toml", "attention.py", "fallback.py"}
+        assert set(lowered.files) == own | {"schedule.toml"}
         source = lowered.files["attention.py"]
         compile(source, "attention.py", "exec")
         assert lowered.files == lower(prog, task, "gluon").files

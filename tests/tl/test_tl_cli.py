@@ -131,7 +131,8 @@ def test_lower_prints_the_source_and_writes_a_candidate(tmp_path: Path) -> None:
     written = attnbench("tl", "lower", "--task", "mha", "--backend", "numba", "--out", str(out))
     assert written.returncode == 0, written.stderr
     assert "attnbench eval" in written.stdout
-    assert {p.name for p in out.iterdir()} == {"attention.py", "candidate.toml"}
+    carried = {"program.tl", "schedule.toml"}
+    assert {p.name for p in out.iterdir()} == {"attention.py", "candidate.toml"} | carried
     again = attnbench("tl", "lower", "--task", "mha", "--backend", "numba", "--out", str(out), "--json")
     assert json.loads(again.stdout)["folder"] == str(out)
     (out / "notes.txt").write_text("mine")

@@ -15,6 +15,9 @@ _LAUNCH = {"warps": (4, 8), "stages": (2, 3)}  # what is tried where the schedul
 _PREFERRED = {"warps": 8, "stages": 2}
 
 
+ANY_DIM = 1 << 10  # of a row that serves every head dimension
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A choice and the calls it serves: elements of that many bytes, head dimensions up to `dim`,

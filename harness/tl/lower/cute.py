@@ -9,7 +9,8 @@ from importlib.resources import files
 
 from harness.targets import Target
 from harness.tl import ir
-from harness.tl.lower.choices import Row
+from harness.tl.lower.carried import carried, given_keys
+from harness.tl.lower.choices import ANY_DIM, Row
 from harness.tl.lower.copies import without_copies
 from harness.tl.lower.cute_choices import complete, default_table, unfit
 from harness.tl.lower.cute_host import Signature, host_side
@@ -71,7 +72,7 @@ def lower_cute(
     if table:
         rows = tuple(table)
     elif choice:
-        rows = (Row.of(2, 1 << 10, 0, complete(program, choice)),)
+        rows = (Row.of(2, ANY_DIM, 0, complete(program, choice)),)
     else:
         rows = default_table(program, target)
     for row in rows:
@@ -98,7 +99,8 @@ def lower_cute(
         "kernel.cu": kernels,
         "tile.cuh": prelude(),
     }
-    return Lowered(name, "cuda", sources, dict(rows[0].choice))
+    told = carried(program, "cuda", {"attention.py": rows}, given_keys(table, choice))
+    return Lowered.of(name, "cuda", sources, dict(rows[0].choice), told)
 
 
 @cache

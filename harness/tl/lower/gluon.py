@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from harness.targets import Target
 from harness.tl import ir
+from harness.tl.lower.carried import carried, given_keys
 from harness.tl.lower.choices import Row
 from harness.tl.lower.gluon_channels import channels
-from harness.tl.lower.gluon_choices import REGISTERS, complete, default_table, unfit
+from harness.tl.lower.gluon_choices import REGISTERS, complete, default_table, settled_rows, unfit
 from harness.tl.lower.gluon_host import host_side
 from harness.tl.lower.gluon_kernel import Kernel
 from harness.tl.lower.gluon_loops import ConsumerText
@@ -103,9 +104,16 @@ def lower_gluon(
         f'name = "{name}"\ndescription = "Compiled for Hopper from the LLM-TL program {program.name}."\n'
         f'task = "{task.name}"\nbackend = "gluon"\n'
     )
-    fallback = lower_triton(_without_roles(program), task, target).files["attention.py"]
-    files = {"candidate.toml": manifest, "attention.py": "".join(source), "fallback.py": fallback}
-    return Lowered(name, "gluon", files, dict(rows[0].choice))
+    fallback = lower_triton(_without_roles(program), task, target)
+    files = {
+        "candidate.toml": manifest,
+        "attention.py": "".join(source),
+        "fallback.py": fallback.files["attention.py"],
+    }
+    tables = {"attention.py": rows}
+    told = carried(program, "gluon", tables, given_keys(table, choice), settled_rows(program))
+    told = told.beside(fallback.carried, "fallback.py")
+    return Lowered.of(name, "gluon", files, dict(rows[0].choice), told)
 
 
 def _without_roles(program: ir.Program) -> ir.Program:

@@ -12,7 +12,7 @@ from harness.tl.evaluate import evaluate
 from harness.tl.lower.choices import Row
 from harness.tl.lower.gluon_view import view
 from harness.tl.lower.lowered import LowerError
-from harness.tl.schedule import GRIDS, ROWS, Schedule
+from harness.tl.schedule import GRIDS, ROWS, Schedule, decided
 from harness.tl.syntax import Level
 
 DIMS = (64, 128, 192, 256)  # head dimensions that a default table has rows for
@@ -68,11 +68,17 @@ def complete(
     return {**tiles, **schedule.choice}
 
 
-def decided(program: ir.Program) -> dict[str, int]:
-    """What the program's own schedule leaves no choice about: its keys of one value."""
-    told = Schedule.of(program).choice
-    names = [("longest_first" if key == "order" else key, values) for key, values in program.schedule]
-    return {name: told[name] for name, values in names if len(values) == 1 and name in told}
+def settled_rows(program: ir.Program) -> dict[str, int]:
+    """Rows and consumers that the program settles by naming the other one."""
+    rows, told = rows_of(program), decided(program)
+    if isinstance(rows, ir.Const):
+        return {"consumers": int(rows.value) // ROWS}
+    if not isinstance(rows, ir.Sym):
+        return {}
+    choices = dict(program.parameters)[rows.name]
+    if len(choices) == 1:
+        return {"consumers": choices[0] // ROWS}
+    return {rows.name: told["consumers"] * ROWS} if "consumers" in told else {}
 
 
 def unfit(program: ir.Program, choice: Mapping[str, int]) -> str | None:

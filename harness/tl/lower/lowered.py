@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.tl import ir
 from harness.tl.format import format_statement
+from harness.tl.lower.carried import Carried
 from harness.tl.syntax import NOWHERE, Pos, Statement
 
 
@@ -30,6 +31,18 @@ class Lowered:
     backend: str
     files: Mapping[str, str]
     choice: Mapping[str, int]
+    carried: Carried
+
+    @classmethod
+    def of(
+        cls, name: str, backend: str, code: Mapping[str, str], choice: Mapping[str, int], carried: Carried
+    ) -> Lowered:
+        """The code with what the candidate carries beside it."""
+        return cls(name, backend, {**code, **carried.files}, choice, carried)
+
+    def with_carried(self, carried: Carried) -> Lowered:
+        """The same code, with something else said of where its choices came from."""
+        return replace(self, files={**self.files, **carried.files}, carried=carried)
 
     def write(self, folder: Path) -> Path:
         """The files, in the folder (made if need be); returns the folder."""

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from harness.tl import ir
+from harness.tl.lower.carried import carried, given_keys
+from harness.tl.lower.choices import ANY_DIM, Row
 from harness.tl.lower.lowered import Lowered, LowerError
 from harness.tl.lower.numba_block import Block
 from harness.tl.lower.numba_scope import Check, Module
@@ -61,9 +63,10 @@ def lower_numba(program: ir.Program, task: TaskLike, choice: Mapping[str, int] |
         ]
     )
     name = f"{program.name}_numba"
-    return Lowered(
-        name, "numba", {"candidate.toml": _manifest(name, program, task, parameters), ENTRY: text}, parameters
-    )
+    code = {"candidate.toml": _manifest(name, program, task, parameters), ENTRY: text}
+    row = Row.of(4, ANY_DIM, 0, parameters)
+    told = carried(program, "numba", {ENTRY: [row]}, given_keys(None, choice))
+    return Lowered.of(name, "numba", code, parameters, told)
 
 
 def _choose(program: ir.Program, choice: Mapping[str, int]) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from harness.targets import Target
 from harness.tl import ir
+from harness.tl.lower.carried import carried, given_keys
 from harness.tl.lower.choices import Row, default_table
 from harness.tl.lower.facts import grows
 from harness.tl.lower.lowered import Lowered, LowerError
@@ -83,7 +84,8 @@ def lower_triton(
         f'task = "{task.name}"\nbackend = "triton"\n'
     )
     files = {"candidate.toml": manifest, "attention.py": "".join(source)}
-    return Lowered(name, "triton", files, dict(rows[0].choice))
+    told = carried(program, "triton", {"attention.py": rows}, given_keys(table, choice))
+    return Lowered.of(name, "triton", files, dict(rows[0].choice), told)
 
 
 # --- the choices ------------------------------------------------------------------------------------
