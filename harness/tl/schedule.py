@@ -42,6 +42,10 @@ class Schedule:
     longest_first: int = 1  # 1: tiles with the longest loops first, within a group of heads
     heads: int = 0  # heads of a group, whose keys and values should fit the L2; 0: as many as fit
     registers: int = 0  # of a consumer's thread; 0: what the file leaves
+    q_stages: int = 1  # places of each channel that no loop fills, as a rule that of the query rows
+    ahead: int = 0  # 1: the next tile's ticket is drawn as a tile begins, and its indices are handed over
+    carry: int = 0  # 1: the next tile's first products are issued before this tile's result leaves
+    arrivals: int = 0  # 1: every thread of a consumer gives a place back by itself
 
     @classmethod
     def of(cls, program: ir.Program, choice: Mapping[str, int] | None = None) -> Schedule:
@@ -93,6 +97,7 @@ class Schedule:
 
 
 FIELDS = frozenset(field.name for field in fields(Schedule))
+BETWEEN = ("q_stages", "ahead", "carry", "arrivals")  # keys of the way from tile to tile; off, they leave no trace
 
 
 def asks_for_roles(program: ir.Program) -> bool:

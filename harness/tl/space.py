@@ -19,7 +19,7 @@ from harness.tl.schedule import Schedule, asks_for_roles
 from harness.tl.syntax import Pos
 
 # What is tried on Hopper. Columns are powers of two: no compiler's tiles there have others.
-CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3), (64, 128, 256), (2, 3, 4), (0, 4, 16)
+CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3, 4), (64, 128, 256), (2, 3, 4), (0, 4, 16)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from harness.tl.lower.gluon_view import GROUP_ROW, view
 from harness.tl.lower.lowered import Lowered, LowerError
 from harness.tl.lower.triton import lower_triton
 from harness.tl.problem import TaskLike, symbols
+from harness.tl.schedule import BETWEEN, Schedule
 
 HEAD = '''"""{title}, compiled for Hopper from the LLM-TL program `{name}`.
 
@@ -94,7 +95,7 @@ def lower_gluon(
     source = (
         HEAD.format(title=getattr(task, "title", task.name), name=program.name, about=ABOUT),
         _choices(rows),
-        helpers(body),
+        helpers(body, max(consumers)),
         body,
         host_side(program, task, kernels),
     )
@@ -135,12 +136,17 @@ def _rows(
 
 
 def _choices(rows: Sequence[Row]) -> str:
+    off = Schedule().choice
+    unused = {n for n in BETWEEN if all(dict(r.choice)[n] == off[n] for r in rows)}
+    rows = [replace(r, choice=tuple((n, v) for n, v in r.choice if n not in unused)) for r in rows]
     fields = "\n".join(f"    {name}: int" for name, _ in rows[0].choice)
     lines = []
     for r in sorted(rows, key=lambda r: (r.bytes, r.dim, r.seq)):
         values = ", ".join(f"{n}={v}" for n, v in r.choice)
         lines += [f"    ({r.bytes}, {r.dim}, {r.seq}, Choice(", f"        {values},", "    )),  # fmt: skip"]
-    return CHOICES.format(fields=fields, lines="\n".join(lines), registers=REGISTERS)
+    most = max(3, *(dict(r.choice)["consumers"] for r in rows))
+    known = {consumers: split for consumers, split in REGISTERS.items() if consumers <= most}
+    return CHOICES.format(fields=fields, lines="\n".join(lines), registers=known)
 
 
 def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row]) -> Kernel:

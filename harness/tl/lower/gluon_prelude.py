@@ -6,6 +6,8 @@ import re
 
 from harness.tl.lower import triton_prelude
 
+_FIRST_BARRIER = 8  # Triton has 0 to 5 with four consumers: partitions, their start
+
 _PRELUDE = '''
 @gluon.jit
 def barriers(PLACES: gl.constexpr, ARRIVALS: gl.constexpr):
@@ -38,28 +40,8 @@ def tile_in(places, place, ROWS: gl.constexpr, COLS: gl.constexpr):
 
 
 @gluon.jit
-def named_barrier(KIND: gl.constexpr, NUMBER: gl.constexpr):
-    """Of two warpgroups. Gluon has none; it takes the numbers up to 7 itself."""
-    if KIND == 0:
-        if NUMBER == 0:
-            gl.inline_asm_elementwise("bar.sync 8, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        elif NUMBER == 1:
-            gl.inline_asm_elementwise("bar.sync 9, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        else:
-            gl.inline_asm_elementwise("bar.sync 10, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-    else:
-        if NUMBER == 0:
-            gl.inline_asm_elementwise("bar.arrive 8, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        elif NUMBER == 1:
-            gl.inline_asm_elementwise("bar.arrive 9, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        else:
-            gl.inline_asm_elementwise("bar.arrive 10, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+def named_barrier():
+    """Stands for what `named_barrier` of this module writes."""
 
 
 @gluon.jit
@@ -167,9 +149,33 @@ def in_gluon(line: str) -> str:
     return re.sub(r"\btl\.", "gl.", line.replace("tl.math.", "gl."))
 
 
-def helpers(body: str) -> str:
-    """Source of the functions that the text calls, and of those that these call, in the prelude's order."""
-    return triton_prelude.called_from(body, _SOURCE)
+def named_barrier(numbers: int) -> str:
+    """Source of the named barriers of so many consumers, one a branch: assembly takes no number but a literal."""
+
+    def branches(kind: str) -> list[str]:
+        lines = []
+        for n in range(numbers):
+            head = "if NUMBER == 0:" if n == 0 else "else:" if n == numbers - 1 else f"elif NUMBER == {n}:"
+            asm = f'"bar.{kind} {_FIRST_BARRIER + n}, 256; mov.u32 $0, 0;"'
+            lines += [
+                f"        {head}",
+                f'            gl.inline_asm_elementwise({asm}, "=r,r", [gl.to_tensor(0)],',
+                "                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip",
+            ]
+        return lines
+
+    lines = ["@gluon.jit", "def named_barrier(KIND: gl.constexpr, NUMBER: gl.constexpr):"]
+    lines.append('    """Of two warpgroups. Gluon has none; it takes the numbers up to 7 itself."""')
+    return "\n".join([*lines, "    if KIND == 0:", *branches("sync"), "    else:", *branches("arrive")])
+
+
+def helpers(body: str, consumers: int) -> str:
+    """Source of the functions that the text calls, and of those that these call, in the prelude's order.
+
+    `consumers`: the most warpgroups that the text can be launched with.
+    """
+    source = {n: named_barrier(max(3, consumers)) if n == "named_barrier" else s for n, s in _SOURCE.items()}
+    return triton_prelude.called_from(body, source)
 
 
 _SHARED = ("floor_div", "ceil_div", "finite", "inverse", "tanh")  # what Triton's kernels call too
