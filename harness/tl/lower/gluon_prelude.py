@@ -34,6 +34,32 @@ def onward(place, turn, PLACES: gl.constexpr):
 
 
 @gluon.jit
+def give_back(empty, ARRIVALS: gl.constexpr):
+    """Let the producer fill the place again: one thread after a barrier of the four warps, or every thread.
+
+    The second is an arrival that follows a thread's own copies, of which there are none.
+    """
+    if ARRIVALS == 1:
+        mbarrier.arrive(empty, count=1)
+    else:
+        async_copy.mbarrier_arrive(empty, increment_count=False)
+
+
+@gluon.jit
+def draw(counter):
+    """A ticket in the first lane. Nothing waits for it yet."""
+    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+    return gl.atomic_add(counter + lane * 0, lane * 0 + 1, mask=lane == 0, sem="relaxed")
+
+
+@gluon.jit
+def ticket_of(drawn):
+    """The ticket that was drawn."""
+    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+    return gl.max(gl.where(lane == 0, drawn, 0), 0)
+
+
+@gluon.jit
 def tile_in(places, place, ROWS: gl.constexpr, COLS: gl.constexpr):
     """The tile in a place of a channel."""
     return places.index(place).reshape([ROWS, COLS])
