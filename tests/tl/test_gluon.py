@@ -91,6 +91,26 @@ def test_no_schedule_changes_the_result(name: str, schedule: dict[str, int]) -> 
     assert max(gaps) < TOLERANCE[dtype], gaps
 
 
+# The keys of the way from tile to tile: each alone, and all of them with every number of consumers.
+BETWEEN = [
+    {"consumers": 2, "BN": 64, "q_stages": 2}, {"consumers": 2, "BN": 64, "ahead": 1},
+    {"consumers": 2, "BN": 64, "arrivals": 1}, {"consumers": 2, "BN": 64, "carry": 1},
+    {"consumers": 3, "BN": 64, "pingpong": 1, "stages": 1, "carry": 1, "persistent": 1},
+    {"consumers": 4, "BN": 64, "pingpong": 1}, {"consumers": 3, "BN": 128, "pingpong": 1, "carry": 1, "ahead": 1},
+    *({"consumers": n, "BN": 32, "pingpong": p, "q_stages": 2, "ahead": 1, "carry": 1, "arrivals": 1}
+      for n, p in ((1, 0), (2, 1), (3, 0), (4, 1))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", BETWEEN, ids=str)
+@pytest.mark.parametrize("name", ["mha", "mha_causal", "sliding_window", "mla_prefill"])
+def test_no_way_from_tile_to_tile_changes_the_result(name: str, schedule: dict[str, int]) -> None:
+    task, prog = program("reference", name)
+    shapes = SHAPES if name == "mha_causal" else SHAPES[:2]
+    gaps = emulated(task, prog, {"overlap": 1, **schedule}, shapes)
+    assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
 @pytest.mark.parametrize("name", ["mha_causal", "cross", "softcap"])
 def test_a_softmax_that_is_spelled_out_works_as_well(name: str) -> None:
     task, prog = program("primitive", name)

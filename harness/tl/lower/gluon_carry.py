@@ -90,13 +90,21 @@ class CarryingText(ConsumerText):
             self._wait(load, "more")
         for load in rest.first_loads:
             self._wait(load, f"more & ({v}_count > 0)")
-        self._turns("take")
+        self._turn("take", parts, rounds)
         for node in rest.first:
             self.note(node, "  (of the first round)")
             self.issue(node, self._ahead_name(node))
-        self._turns("pass")
+        self._turn("pass", parts, rounds)
         out, self.lines = self.lines, []
         return out
+
+    def _turn(self, what: str, parts: Cut, rounds: Rounds) -> None:
+        """The first round's turn, which it has had where all rounds went by; after the last tile all take one."""
+        v = parts.loop.var
+        with self.under("if PINGPONG:"), self.under(
+            f"if ({v}_count > 0) | ({v}_stop <= {v}_start) | (t >= tiles) | {rounds.flag('SOME')}:"
+        ):
+            self.put(f"{what}_turn(WHICH, CONSUMERS)")
 
     def _wait(self, load: ir.Load, when: str) -> None:
         channel = self.channels[load.tile]
