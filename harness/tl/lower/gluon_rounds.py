@@ -60,7 +60,7 @@ class Rounds:
         first, last = _within(self.needed, start, stop)
         seq = ir.Sym("seq_q")
         left = op("max", ir.Const(0), op("sub", seq, self.row))
-        lives = op("ceildiv", left, seq)  # 1, or 0 past the last row
+        lives = op("min", ir.Const(1), left)  # 0 past the last row
         a, b = ir.Sym(f"{self.loop.var}_first"), ir.Sym(f"{self.loop.var}_last")
         most = op("mul", lives, op("max", ir.Const(0), op("sub", stop, a)))
         last = op("min", last, op("add", a, most)) if self.skips else last
