@@ -147,6 +147,47 @@ def test_the_emulator_notices_a_kernel_that_would_hang(monkeypatch: pytest.Monke
         )
 
 
+WAITED = r"( *%s = warpgroup_mma_wait\(0, deps=\[%s\]\)\n)"
+EARLY = {  # choice, and what is done to the kernel's text
+    "values before their product is waited for": (
+        {}, WAITED % ("O, S_operand", "O_sum, S_operand") + r"( *mbarrier\.arrive\(V_empty.*\n)", r"\2\1"
+    ),
+    "values, by every thread": (
+        {"arrivals": 1}, WAITED % ("O, S_operand", "O_sum, S_operand") + r"( *give_back\(V_empty.*\n)", r"\2\1"
+    ),
+    "keys of a carried product": (
+        {"carry": 1}, WAITED % ("S", "S_next") + r"((?:.*\n){3}( *)mbarrier\.arrive\(K_empty.*\n)",
+        r"\2\3S = warpgroup_mma_wait(0, deps=[S_next])\n",
+    ),
+    "an output that is still copied out": ({}, r"tma\.store_wait\(0\)  # the buffer", "pass  # the buffer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EARLY)
+def test_the_emulator_notices_a_place_that_is_written_too_early(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.tl.gluon_emulator.LAG", 0.002)
+    task, prog = program("reference", "mha")
+    choice, pattern, instead = EARLY[what]
+    choice = {"consumers": 1, "BN": 64, "overlap": 1, **choice}
+    source = lower_gluon(prog, task, choice=choice).files["attention.py"]
+    w = shape(task, 64, 512, "fp16")
+    given = inputs(task, w)
+    expected = interpret(prog, task, w, given, {"BN": 64}).outputs["out"]
+
+    def gap(text: str) -> float:
+        out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
+        Device(1).module(text).attention(**given, out=out, **task.scalars(w))
+        found = (out.double() - expected.double()).abs().max().item()
+        return found if found == found else float("inf")
+
+    assert gap(source) < TOLERANCE["fp16"]
+    broken = re.sub(pattern, instead, source)
+    assert broken != source
+    assert gap(broken) > TOLERANCE["fp16"]
+
+
 # --- the text ---------------------------------------------------------------------------------------
 
 
@@ -278,13 +319,17 @@ def test_a_choice_is_completed_from_its_rows() -> None:
     assert complete(prog, {"BM": 192})["consumers"] == 3
     assert complete(prog, {"consumers": 1, "pingpong": 1})["pingpong"] == 0
     assert complete(prog, {"warps": 8, "BN": 64})["BN"] == 64
+    between = {"consumers": 2, "carry": 1, "ahead": 1}
+    assert [complete(prog, {**between, **more})[key] for key in ("carry", "ahead") for more in (
+        {"overlap": 1}, {"overlap": 0}, {"overlap": 1, "persistent": 1}, {"overlap": 1, "persistent": 0}
+    )] == [1, 0, 1, 0, 1, 1, 0, 0]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
         ({"BM": 96}, "96 query rows"), ({"consumers": 2, "BM": 64}, "2 consumers compute 128 rows"),
-        ({"consumers": 4}, "registers suffice"), ({"consumers": 2, "BN": 96}, "powers of two"),
+        ({"consumers": 5}, "registers suffice"), ({"consumers": 2, "q_stages": 3}, "one place or two"), ({"consumers": 2, "BN": 96}, "powers of two"),
         ({"consumers": 2, "persistent": 3}, "kinds of grid"), ({"consumers": 2, "stages": 0}, "needs a place"),
     ],
 )  # fmt: skip

@@ -131,7 +131,7 @@ class CarryingText(ConsumerText):
             self.put(self._variable(rounds))
             for load in rest.first_loads:
                 self.release(load.tile)
-            self._between(rest)
+            self._first_between(rest, rounds)
             self._restore(state)
             self._rest(rounds, rest, spans, state)
         for load in parts.loads:

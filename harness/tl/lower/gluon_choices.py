@@ -66,6 +66,10 @@ def complete(
         tiles[rows.name] = schedule.rows
     if schedule.consumers == 1 or not schedule.overlap:
         schedule = replace(schedule, pingpong=0)
+    if not schedule.overlap or not schedule.persistent:
+        schedule = replace(schedule, carry=0)  # no product runs ahead, or there is no next tile
+    if schedule.persistent != GRIDS.index("dynamic"):
+        schedule = replace(schedule, ahead=0)
     return {**tiles, **schedule.choice}
 
 

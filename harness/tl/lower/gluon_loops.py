@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.tl import ir
-from harness.tl.lower.gluon_rounds import Overlap, Rounds, overlap
+from harness.tl.lower.gluon_rounds import Overlap, Rounds, begun, overlap
 from harness.tl.lower.gluon_text import GluonText
 from harness.tl.lower.gluon_trial import Freedom
 from harness.tl.lower.lowered import LowerError
@@ -158,7 +158,7 @@ class ConsumerText(GluonText):
             self._first_products(cut)
             self._turns("pass")
             self._first_done(cut, 0)
-            self._between(cut)
+            self._first_between(cut, rounds)
             self._restore(state)
             self._rest(rounds, cut, spans, state)
 
@@ -216,6 +216,15 @@ class ConsumerText(GluonText):
         self._first_done(cut, len(self._pairs(cut.last)))
         self._open = cut
         self._between(cut)
+
+    def _first_between(self, cut: Overlap, rounds: Rounds) -> None:
+        """That of the first round, in which a softmax has nothing to rescale."""
+        others = {t for n in cut.between if not isinstance(n, ir.Softmax) for t in ir.writes(n)}
+        if sum(isinstance(n, ir.Softmax) for n in cut.between) == 1:
+            known = begun(self.kernel, rounds.loop)
+            self.held = {tile: value for tile, value in known.items() if tile not in others}
+        self._between(cut)
+        self.held = {}
 
     def _between(self, cut: Overlap) -> None:
         for node in cut.between:
