@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from harness.tl import ir
@@ -60,6 +60,12 @@ class Schedule:
         for pick in itertools.product(*told.values()):
             yield cls(**dict(zip(told, pick, strict=True)))
 
+    def between(self, program: ir.Program) -> Iterator[Schedule]:
+        """This schedule with the values that the program's line gives to the keys of `BETWEEN`."""
+        told = {key: values for key, values in _told(program).items() if key in BETWEEN}
+        for pick in itertools.product(*told.values()):
+            yield replace(self, **dict(zip(told, pick, strict=True)))
+
     @property
     def grid(self) -> Grid:
         return GRIDS[self.persistent]
@@ -97,7 +103,12 @@ class Schedule:
 
 
 FIELDS = frozenset(field.name for field in fields(Schedule))
-BETWEEN = ("q_stages", "ahead", "carry", "arrivals")  # keys of the way from tile to tile; off, they leave no trace
+BETWEEN = (
+    "q_stages",
+    "ahead",
+    "carry",
+    "arrivals",
+)  # keys of the way from tile to tile; off, they leave no trace
 
 
 def asks_for_roles(program: ir.Program) -> bool:

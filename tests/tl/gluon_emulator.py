@@ -232,7 +232,9 @@ class Device:
             data.copy_(place)
         self.here.stores.clear()
 
-    def _product(self, a: Any, b: Memory, total: Any, use_acc: bool = True, is_async: bool = False) -> _Running:
+    def _product(
+        self, a: Any, b: Memory, total: Any, use_acc: bool = True, is_async: bool = False
+    ) -> _Running:
         assert is_async
         self.here.products.append(_Running(a, b, total, use_acc))
         return self.here.products[-1]

@@ -91,14 +91,14 @@ def test_no_schedule_changes_the_result(name: str, schedule: dict[str, int]) -> 
     assert max(gaps) < TOLERANCE[dtype], gaps
 
 
+ALL = {"overlap": 1, "q_stages": 2, "ahead": 1, "carry": 1, "arrivals": 1}
 # The keys of the way from tile to tile: each alone, and all of them with every number of consumers.
 BETWEEN = [
     {"consumers": 2, "BN": 64, "q_stages": 2}, {"consumers": 2, "BN": 64, "ahead": 1},
     {"consumers": 2, "BN": 64, "arrivals": 1}, {"consumers": 2, "BN": 64, "carry": 1},
     {"consumers": 3, "BN": 64, "pingpong": 1, "stages": 1, "carry": 1, "persistent": 1},
     {"consumers": 4, "BN": 64, "pingpong": 1}, {"consumers": 3, "BN": 128, "pingpong": 1, "carry": 1, "ahead": 1},
-    *({"consumers": n, "BN": 32, "pingpong": p, "q_stages": 2, "ahead": 1, "carry": 1, "arrivals": 1}
-      for n, p in ((1, 0), (2, 1), (3, 0), (4, 1))),
+    *({**ALL, "consumers": n, "BN": 32, "pingpong": p} for n, p in ((1, 0), (2, 1), (3, 0), (4, 1))),
 ]  # fmt: skip
 
 
@@ -217,6 +217,41 @@ def test_every_statement_of_a_program_stands_above_its_code() -> None:
         "Copy O (BM, dim_v) in coordinate [L = i] from register to global",
     ):  # fmt: skip
         assert statement in text, statement
+
+
+def test_keys_that_are_off_leave_no_trace() -> None:
+    task, prog = program("reference", "mha_causal")
+    source = lower_gluon(prog, task).files["attention.py"]
+    words = (
+        "q_stages",
+        "Q_STAGES",
+        "ahead:",
+        "AHEAD",
+        "CARRY",
+        "carry",
+        "ARRIVALS",
+        "give_back",
+        "async_copy",
+        "112",
+    )
+    assert not [word for word in words if word in source]
+    every = lower_gluon(prog, task, choice={"consumers": 4, "BN": 64, **ALL}).files["attention.py"]
+    assert all(word in every for word in words)
+
+
+def test_a_carried_product_is_issued_before_the_result_is_stored() -> None:
+    task, prog = program("reference", "mla_prefill")
+    source = lower_gluon(prog, task, choice={"consumers": 2, **ALL}).files["attention.py"]
+    carrying = source.split("while more:")[1].split("\n    else:")[0]
+    order = (
+        "S = warpgroup_mma_wait(0, deps=[S_next])",
+        "S_next = warpgroup_mma(",
+        "O = O * down_rows(inverse",
+        "tma_store(",
+    )
+    at = [carrying.index(line) for line in order]
+    assert at == sorted(at)
+    assert "[done_b, done_h, done_i * BM + group_row, 0]" in carrying
 
 
 def changed(name: str, before: str, after: str) -> tuple[list[str], list[str]]:
@@ -388,3 +423,24 @@ def test_a_kernel_compiles_for_hopper_without_spills_in_its_loops(name: str, dim
     assert kernel.shared_bytes <= LIMIT
     found = kernel.opcodes()
     assert not found or (found["HGMMA"] and found["USETMAXREG"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dim", "choice"),
+    [("mha_causal", 64, {"consumers": 4, "BN": 64, "pingpong": 1}), ("mha", 128, {"consumers": 2, "BN": 128}),
+     ("mha_causal", 64, {"consumers": 3, "BN": 128, "pingpong": 1})],
+)  # fmt: skip
+def test_a_carried_product_neither_spills_nor_makes_others_wait(
+    name: str, dim: int, choice: dict[str, int]
+) -> None:
+    """ptxas waits for every single wgmma where it cannot follow one that is on its way."""
+    task, prog = program("reference", name)
+    w = shape(task, 512, 512, "fp16", heads=16).with_(dim=dim, dim_v=dim)
+    plain, between = (
+        compile_for_hopper(lower_gluon(prog, task, choice=c), task, w)[0] for c in (choice, {**ALL, **choice})
+    )
+    assert plain.spill_bytes == between.spill_bytes == 0
+    assert "cp.async.mbarrier.arrive.noinc" in between.ptx
+    found = between.opcodes()
+    assert not found or found["WARPGROUP"] < found["HGMMA"]

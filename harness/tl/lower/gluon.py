@@ -97,11 +97,9 @@ def lower_gluon(
     kernels = [_kernel(program, n, task, rows, ways) for n in range(len(program.kernels))]
     consumers = tuple(sorted({dict(row.choice)["consumers"] for row in rows}))
     body = "".join(kernel.source(consumers) for kernel in kernels)
+    about = {"title": getattr(task, "title", task.name), "name": program.name, "about": ABOUT}
     source = (
-        HEAD.format(
-            title=getattr(task, "title", task.name), name=program.name, about=ABOUT,
-            imports=ASYNC_COPY if ways.arrivals else "",
-        ),  # fmt: skip
+        HEAD.format(**about, imports=ASYNC_COPY if ways.arrivals else ""),
         _choices(rows, ways),
         helpers(body, max(consumers)),
         body,

@@ -1,8 +1,8 @@
-"""Owns the Gluon text of a consumer that carries products over: the next tile's first ones run beside this one's end.
+"""Owns the Gluon text of a consumer that carries over: the next tile's first products beside this one's end.
 
-The tile's loop is cut where its first products are issued. What comes before them (bounds, rounds that go by,
-waiting for the query rows) is the opening of a tile; a consumer does the next tile's opening, issues its first
-products, and only then brings the present tile's rows to an end and stores them.
+What comes before a tile's first products (bounds, rounds that go by, waiting for the rows) is its opening. A
+consumer does the next tile's opening and issues its first products; only then it brings the rows of this
+tile to their end and stores them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def cut(kernel: ir.Kernel) -> Cut | None:
 
 @dataclass
 class CarryingText(ConsumerText):
-    """Writes a tile in three parts: `opening`, `lines` up to the result, `ending`. `axes`: the grid's indices."""
+    """Writes a tile in three parts: `opening`, `lines` up to the result, `ending`.
+
+    `axes`: names of the grid's indices.
+    """
 
     axes: tuple[str, ...] = ()
     opening: list[str] = field(default_factory=list)
@@ -99,10 +102,13 @@ class CarryingText(ConsumerText):
         return out
 
     def _turn(self, what: str, parts: Cut, rounds: Rounds) -> None:
-        """The first round's turn, which it has had where all rounds went by; after the last tile all take one."""
+        """The first round's turn: had before where all rounds went by; after the last tile all have one."""
         v = parts.loop.var
-        with self.under("if PINGPONG:"), self.under(
-            f"if ({v}_count > 0) | ({v}_stop <= {v}_start) | (t >= tiles) | {rounds.flag('SOME')}:"
+        with (
+            self.under("if PINGPONG:"),
+            self.under(
+                f"if ({v}_count > 0) | ({v}_stop <= {v}_start) | (t >= tiles) | {rounds.flag('SOME')}:"
+            ),
         ):
             self.put(f"{what}_turn(WHICH, CONSUMERS)")
 

@@ -86,10 +86,11 @@ class Channel:
         """Statement that goes to the next place."""
         if self.places == "1":
             return f"{self.name}_turn = {self.name}_turn ^ 1"
-        return f"{self.name}_place, {self.name}_turn = onward({self.name}_place, {self.name}_turn, {self.places})"
+        at = f"{self.name}_place, {self.name}_turn"
+        return f"{at} = onward({at}, {self.places})"
 
 
-def channels(view: View, task: TaskLike, ways: Ways = Ways()) -> dict[ir.Tile, Channel]:
+def channels(view: View, task: TaskLike, ways: Ways) -> dict[ir.Tile, Channel]:
     """The channel of every tile of the block that is copied from global memory. Raises LowerError."""
     kernel = view.whole
     loaded: dict[ir.Tile, ir.Load] = {}

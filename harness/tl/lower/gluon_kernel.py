@@ -189,8 +189,7 @@ class Kernel:
     def _producer(self) -> list[str]:
         self.of: dict[str, set[str]] = {c.name: set() for c in self.channels.values()}
         lines = self._copies(self.view.whole.body, 2, ())
-        draw = ["        if AHEAD:", "            drawn = draw(counter)"] if self.tiles.ways.ahead else []
-        out = [*self.tiles.opening(), *self.tiles.loop(lines, self.tiles.sent(3), draw)]
+        out = [*self.tiles.opening(), *self.tiles.loop(lines, self.tiles.sent(3), self.tiles.drawn(2))]
         reset = ["    if GRID == 2:", "        if t == tiles + gl.num_programs(0) - 1:"]
         reset += ["            gl.store(counter, 0)  # by the last ticket of all, for the next launch"]
         return [*out, *reset]

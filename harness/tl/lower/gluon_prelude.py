@@ -176,7 +176,7 @@ def in_gluon(line: str) -> str:
 
 
 def named_barrier(numbers: int) -> str:
-    """Source of the named barriers of so many consumers, one a branch: assembly takes no number but a literal."""
+    """Source of the named barriers of so many consumers: assembly takes a literal, so each has a branch."""
 
     def branches(kind: str) -> list[str]:
         lines = []

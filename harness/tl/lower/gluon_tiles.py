@@ -1,4 +1,4 @@
-"""Owns the Gluon text of the way from tile to tile: the grid's indices, tickets, what the producer hands over."""
+"""Owns the Gluon text of the way from tile to tile: indices of the grid, tickets, what is handed over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORD = "gl.BlockedLayout([1], [32], [{warps}], [0])"
 
 @dataclass(frozen=True)
 class TileText:
-    """Writes the loop over a block's tiles around what a role does on each. `index`: text of index arithmetic."""
+    """Writes the loop over a block's tiles around what a role does on each. `index`: text of indices."""
 
     view: View
     channels: Iterable[Channel]
@@ -64,12 +64,18 @@ class TileText:
         """A consumer's next tile, as `t`."""
         word = f".load({_WORD.format(warps=4)})"
         first = "next_tile.index(0)" if self.ways.ahead else "next_tile"
-        lines = [f"mbarrier.wait(next_full.index(0), tile_turn)", f"t = gl.max({first}{word}, 0)"]
+        lines = ["mbarrier.wait(next_full.index(0), tile_turn)", f"t = gl.max({first}{word}, 0)"]
         out = _put(lines, depth)
         if self.ways.ahead:
             taken = [f"{a} = gl.max(next_tile.index({n}){word}, 0)" for n, a in enumerate(self.axes, 1)]
             out += _put(["if AHEAD:"], depth) + _put(taken, depth + 1)
         return out + _put(["mbarrier.arrive(next_empty.index(0), count=1)"], depth)
+
+    def drawn(self, depth: int) -> list[str]:
+        """The producer's ticket for the tile after this one, where that is drawn ahead."""
+        return (
+            _put(["if AHEAD:"], depth) + _put(["drawn = draw(counter)"], depth + 1) if self.ways.ahead else []
+        )
 
     def sent(self, depth: int) -> list[str]:
         """The producer's next tile, as `t`, and how the consumers get it."""
@@ -105,7 +111,7 @@ class TileText:
         return out
 
     def loop(self, inside: list[str], next_tile: list[str], before: list[str] | None = None) -> list[str]:
-        """All tiles of a block; `next_tile` is done with tickets, three blocks deep."""
+        """All tiles of a block, after `before` for each; `next_tile`: how tickets tell of the next."""
         out = [*_put(["while t < tiles:"], 1), *self.located(2), *(before or []), *inside]
         return [*out, *self.onward(next_tile)]
 
