@@ -75,7 +75,7 @@ def channels(kernel: ir.Kernel, schedule: Schedule) -> tuple[Channel, ...]:
                 kind = Kind.RING
             else:
                 kind = Kind.BUFFER
-            places = schedule.stages if kind is Kind.RING else 1
+            places = {Kind.RING: schedule.stages, Kind.BUFFER: schedule.q_stages}.get(kind, 1)
             found[tile] = Channel(tile.name, kind, places, tile, tile not in whole, tile.dtype)
     outputs: dict[str, Channel] = {}
     for node in nodes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from harness.tl import ir
@@ -42,6 +42,10 @@ class Schedule:
     longest_first: int = 1  # 1: tiles with the longest loops first, within a group of heads
     heads: int = 0  # heads of a group, whose keys and values should fit the L2; 0: as many as fit
     registers: int = 0  # of a consumer's thread; 0: what the file leaves
+    q_stages: int = 1  # places of each channel that no loop fills, as a rule that of the query rows
+    ahead: int = 0  # 1: the next tile's ticket is drawn as a tile begins, and its indices are handed over
+    carry: int = 0  # 1: the next tile's first products are issued before this tile's result leaves
+    arrivals: int = 0  # 1: every thread of a consumer gives a place back by itself
 
     @classmethod
     def of(cls, program: ir.Program, choice: Mapping[str, int] | None = None) -> Schedule:
@@ -55,6 +59,12 @@ class Schedule:
         told = _told(program)
         for pick in itertools.product(*told.values()):
             yield cls(**dict(zip(told, pick, strict=True)))
+
+    def between(self, program: ir.Program) -> Iterator[Schedule]:
+        """This schedule with the values that the program's line gives to the keys of `BETWEEN`."""
+        told = {key: values for key, values in _told(program).items() if key in BETWEEN}
+        for pick in itertools.product(*told.values()):
+            yield replace(self, **dict(zip(told, pick, strict=True)))
 
     @property
     def grid(self) -> Grid:
@@ -93,6 +103,12 @@ class Schedule:
 
 
 FIELDS = frozenset(field.name for field in fields(Schedule))
+BETWEEN = (
+    "q_stages",
+    "ahead",
+    "carry",
+    "arrivals",
+)  # keys of the way from tile to tile; off, they leave no trace
 
 
 def asks_for_roles(program: ir.Program) -> bool:

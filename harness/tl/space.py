@@ -19,7 +19,7 @@ from harness.tl.schedule import Schedule, asks_for_roles
 from harness.tl.syntax import Pos
 
 # What is tried on Hopper. Columns are powers of two: no compiler's tiles there have others.
-CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3), (64, 128, 256), (2, 3, 4), (0, 4, 16)
+CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3, 4), (64, 128, 256), (2, 3, 4), (0, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
     """Every schedule with roles, each with the rows of its consumers and the usual numbers of columns.
 
     Keys are the program's tile parameters and the fields of `Schedule`; what has no effect is not varied.
-    Other tile parameters take the program's own values.
+    Other tile parameters take the program's own values, and so do the keys of the way from tile to tile.
     """
     rows, columns = _parameters(program)
     loops = [n for k in program.kernels for n in ir.nodes(k.body) if isinstance(n, ir.For)]
@@ -76,7 +76,8 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
             if pingpong and not overlap:
                 continue  # without a product of the next round in hand there is nothing to give a turn for
             schedule = Schedule(consumers, stages, overlap, pingpong, persistent, longest, heads)
-            yield {**({rows: schedule.rows} if rows else {}), **tiles, **schedule.choice}
+            for full in schedule.between(program):
+                yield {**({rows: schedule.rows} if rows else {}), **tiles, **full.choice}
 
 
 def hopper_pruned(

@@ -1,13 +1,16 @@
 """What the tests of the Hopper compiler run generated kernels on without a GPU: Gluon's functions in Python.
 
 Every partition of a block is a thread. Barriers, rings, tickets and turns work as on the device, so a kernel that
-would hang there fails here; layouts, registers and time mean nothing.
+would hang there fails here. What runs beside a partition is as late as it may be: a product reads its operands when it
+is waited for, a copy out its place; so a place that is given back too early is found overwritten. Layouts, registers
+and time mean nothing.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import SimpleNamespace
@@ -17,7 +20,9 @@ import torch
 from torch import Tensor
 
 PATIENCE = 20.0  # seconds until a wait counts as a deadlock
+LAG = 0.0  # seconds that products take longer
 HEAD_END = "LOG2_E = "
+WARPGROUP = 128  # threads
 
 
 class Deadlock(RuntimeError):
@@ -96,8 +101,38 @@ class Descriptor(NamedTuple):
 
 
 class _Block(threading.local):
+    """What a partition knows of itself, and what runs beside it."""
+
     number = 0
     count = 1
+
+    def __init__(self) -> None:
+        self.products: list[_Running] = []
+        self.stores: list[tuple[Tensor, Tensor]] = []
+
+
+class _Running:
+    """A product that has been issued: computed when it is waited for."""
+
+    def __init__(self, a: Any, b: Memory, total: Any, use_acc: bool) -> None:
+        self.a, self.b, self.total, self.use_acc = a, b, total, use_acc
+        self.value: Tensor | None = None
+
+    def finish(self) -> None:
+        total = self.total.value if isinstance(self.total, _Running) else self.total
+        left = self.a.data if isinstance(self.a, Memory) else self.a
+        assert isinstance(left, Tensor) and isinstance(self.b.data, Tensor) and isinstance(total, Tensor)
+        assert left.dtype == self.b.data.dtype
+        made = (left.float() @ self.b.data.float()).as_subclass(_Value)
+        assert made.shape == total.shape
+        self.value = total + made if self.use_acc else made
+
+
+class _Counter(Tensor):
+    """A counter in global memory: an address that an offset of zero does not change."""
+
+    def __add__(self, other: Any) -> Any:
+        return self
 
 
 class Device:
@@ -121,14 +156,15 @@ class Device:
             "__name__": "emulated", "math": math, "lru_cache": lru_cache, "NamedTuple": NamedTuple, "torch": torch,
             "Tensor": Tensor, "plain": plain, "triton": SimpleNamespace(cdiv=cdiv, next_power_of_2=power),
             "gluon": SimpleNamespace(jit=self._jit), "gl": self._language(), "mbarrier": self._mbarrier(),
-            "tma": SimpleNamespace(store_wait=lambda n: None), "fence_async_shared": lambda: None,
+            "tma": SimpleNamespace(store_wait=self._store_wait), "fence_async_shared": lambda: None,
             "thread_barrier": lambda: None, "tma_load": self._load, "tma_store": self._store,
-            "warpgroup_mma": _product, "warpgroup_mma_wait": _wait, "TensorDescriptor": Descriptor,
+            "warpgroup_mma": self._product, "warpgroup_mma_wait": self._wait, "TensorDescriptor": Descriptor,
+            "async_copy": SimpleNamespace(mbarrier_arrive=_each_arrives),
         }  # fmt: skip
         exec(compile(HEAD_END + rest, "emulated", "exec", dont_inherit=True), space)
         space["_capability"] = lambda device: (9, 0)
         space["_processors"] = lambda device: self.processors
-        counter = torch.zeros(1, dtype=torch.int32)
+        counter = torch.zeros(1, dtype=torch.int32).as_subclass(_Counter)
         space["_counter"] = lambda device: counter
         return SimpleNamespace(**space, counter=counter)
 
@@ -154,6 +190,7 @@ class Device:
             self.here.number, self.here.count = number, count
             try:
                 function(*given)
+                assert not self.here.products and not self.here.stores, "something still runs at the end"
             except BaseException as error:
                 errors.append(error)
 
@@ -171,7 +208,7 @@ class Device:
         return SimpleNamespace(
             MBarrierLayout=lambda: "barriers",
             init=lambda barrier, count: setattr(barrier, "count", count),
-            wait=lambda barrier, phase: barrier.wait(phase),
+            wait=lambda barrier, phase, pred=True: barrier.wait(phase) if pred else None,
             arrive=lambda barrier, count: barrier.arrive(count),
             expect=_expect,
         )
@@ -189,8 +226,29 @@ class Device:
 
     def _store(self, target: Descriptor, corner: list[int], source: Memory) -> None:
         assert isinstance(source.data, Tensor)
-        data, place = target.window(corner, source.data)
-        data.copy_(place)
+        self.here.stores.append(target.window(corner, source.data))
+
+    def _store_wait(self, pending: int) -> None:
+        assert pending == 0
+        for data, place in self.here.stores:
+            data.copy_(place)
+        self.here.stores.clear()
+
+    def _product(
+        self, a: Any, b: Memory, total: Any, use_acc: bool = True, is_async: bool = False
+    ) -> _Running:
+        assert is_async
+        self.here.products.append(_Running(a, b, total, use_acc))
+        return self.here.products[-1]
+
+    def _wait(self, pending: int, deps: list[Any]) -> Any:
+        running = self.here.products
+        time.sleep(LAG)
+        while len(running) > pending:
+            running.pop(0).finish()
+        found = tuple(d.value if isinstance(d, _Running) else d for d in deps)
+        assert all(value is not None for value in found), "a product is read that may still run"
+        return found[0] if len(found) == 1 else found
 
     def _asm(self, text: str, constraints: str, args: list[Tensor], **_: Any) -> Any:
         if text.startswith("cvt.rn.f16x2"):
@@ -210,11 +268,13 @@ class Device:
         fill = 0 if dtype == torch.int32 else float("nan")
         return Memory(torch.full(shape, fill, dtype=dtype))
 
-    def _add(self, counter: Tensor, amount: int, sem: str) -> int:
+    def _add(self, counter: Tensor, amount: Any, sem: str, mask: Tensor | None = None) -> Any:
+        """Of one, or of a tensor of which one element is not masked."""
         with self.lock:
             was = int(counter)
-            counter += amount
-            return was
+            counter += 1
+        assert mask is None or int(mask.sum()) == 1
+        return was if mask is None else torch.where(mask, was, 1 << 20)
 
     def _language(self) -> SimpleNamespace:
         layout = lambda *args, **kwargs: "layout"  # noqa: E731
@@ -228,7 +288,7 @@ class Device:
             full=lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype).as_subclass(_Value),
             convert_layout=lambda x, layout: x, exp2=torch.exp2, log2=torch.log2, sqrt=torch.sqrt, abs=abs,
             floor=torch.floor, rsqrt=torch.rsqrt, to_tensor=lambda x: x, cdiv=lambda a, b: -(-a // b),
-            max=lambda x, axis: int(x) if x.numel() == 1 else x.amax(axis), sum=lambda x, axis: x.sum(axis),
+            max=_most, sum=lambda x, axis: x.sum(axis),
             where=_where, program_id=lambda axis: self.here.number, num_programs=lambda axis: self.here.count,
             allocate_shared_memory=self._allocate, inline_asm_elementwise=self._asm, atomic_add=self._add,
             store=lambda counter, value: counter.fill_(value), warp_specialize=self._specialize,
@@ -272,13 +332,12 @@ def _pair(name: str, numbers: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     return chosen
 
 
-def _product(a: Any, b: Memory, total: Tensor, use_acc: bool = True, is_async: bool = False) -> Tensor:
-    left = a.data if isinstance(a, Memory) else a
-    assert isinstance(left, Tensor) and isinstance(b.data, Tensor) and left.dtype == b.data.dtype
-    made = (left.float() @ b.data.float()).as_subclass(_Value)
-    assert made.shape == total.shape
-    return total + made if use_acc else made
+def _most(x: Tensor, axis: int) -> Any:
+    found = x.amax(axis)
+    return int(found) if found.ndim == 0 else found
 
 
-def _wait(pending: int, deps: list[Any]) -> Any:
-    return deps[0] if len(deps) == 1 else tuple(deps)
+def _each_arrives(barrier: Barrier, increment_count: bool) -> None:
+    """Every thread of a warpgroup, none with copies of its own."""
+    assert not increment_count
+    barrier.arrive(WARPGROUP)

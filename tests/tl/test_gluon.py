@@ -91,6 +91,26 @@ def test_no_schedule_changes_the_result(name: str, schedule: dict[str, int]) -> 
     assert max(gaps) < TOLERANCE[dtype], gaps
 
 
+ALL = {"overlap": 1, "q_stages": 2, "ahead": 1, "carry": 1, "arrivals": 1}
+# The keys of the way from tile to tile: each alone, and all of them with every number of consumers.
+BETWEEN = [
+    {"consumers": 2, "BN": 64, "q_stages": 2}, {"consumers": 2, "BN": 64, "ahead": 1},
+    {"consumers": 2, "BN": 64, "arrivals": 1}, {"consumers": 2, "BN": 64, "carry": 1},
+    {"consumers": 3, "BN": 64, "pingpong": 1, "stages": 1, "carry": 1, "persistent": 1},
+    {"consumers": 4, "BN": 64, "pingpong": 1}, {"consumers": 3, "BN": 128, "pingpong": 1, "carry": 1, "ahead": 1},
+    *({**ALL, "consumers": n, "BN": 32, "pingpong": p} for n, p in ((1, 0), (2, 1), (3, 0), (4, 1))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", BETWEEN, ids=str)
+@pytest.mark.parametrize("name", ["mha", "mha_causal", "sliding_window", "mla_prefill"])
+def test_no_way_from_tile_to_tile_changes_the_result(name: str, schedule: dict[str, int]) -> None:
+    task, prog = program("reference", name)
+    shapes = SHAPES if name == "mha_causal" else SHAPES[:2]
+    gaps = emulated(task, prog, {"overlap": 1, **schedule}, shapes)
+    assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
 @pytest.mark.parametrize("name", ["mha_causal", "cross", "softcap"])
 def test_a_softmax_that_is_spelled_out_works_as_well(name: str) -> None:
     task, prog = program("primitive", name)
@@ -127,6 +147,47 @@ def test_the_emulator_notices_a_kernel_that_would_hang(monkeypatch: pytest.Monke
         )
 
 
+WAITED = r"( *%s = warpgroup_mma_wait\(0, deps=\[%s\]\)\n)"
+EARLY = {  # choice, and what is done to the kernel's text
+    "values before their product is waited for": (
+        {}, WAITED % ("O, S_operand", "O_sum, S_operand") + r"( *mbarrier\.arrive\(V_empty.*\n)", r"\2\1"
+    ),
+    "values, by every thread": (
+        {"arrivals": 1}, WAITED % ("O, S_operand", "O_sum, S_operand") + r"( *give_back\(V_empty.*\n)", r"\2\1"
+    ),
+    "keys of a carried product": (
+        {"carry": 1}, WAITED % ("S", "S_next") + r"((?:.*\n){3}( *)mbarrier\.arrive\(K_empty.*\n)",
+        r"\2\3S = warpgroup_mma_wait(0, deps=[S_next])\n",
+    ),
+    "an output that is still copied out": ({}, r"tma\.store_wait\(0\)  # the buffer", "pass  # the buffer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EARLY)
+def test_the_emulator_notices_a_place_that_is_written_too_early(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.tl.gluon_emulator.LAG", 0.002)
+    task, prog = program("reference", "mha")
+    choice, pattern, instead = EARLY[what]
+    choice = {"consumers": 1, "BN": 64, "overlap": 1, **choice}
+    source = lower_gluon(prog, task, choice=choice).files["attention.py"]
+    w = shape(task, 64, 512, "fp16")
+    given = inputs(task, w)
+    expected = interpret(prog, task, w, given, {"BN": 64}).outputs["out"]
+
+    def gap(text: str) -> float:
+        out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
+        Device(1).module(text).attention(**given, out=out, **task.scalars(w))
+        found = (out.double() - expected.double()).abs().max().item()
+        return found if found == found else float("inf")
+
+    assert gap(source) < TOLERANCE["fp16"]
+    broken = re.sub(pattern, instead, source)
+    assert broken != source
+    assert gap(broken) > TOLERANCE["fp16"]
+
+
 # --- the text ---------------------------------------------------------------------------------------
 
 
@@ -157,6 +218,30 @@ def test_every_statement_of_a_program_stands_above_its_code() -> None:
         "Copy O (BM, dim_v) in coordinate [L = i] from register to global",
     ):  # fmt: skip
         assert statement in text, statement
+
+
+def test_keys_that_are_off_leave_no_trace() -> None:
+    task, prog = program("reference", "mha_causal")
+    source = lower_gluon(prog, task).files["attention.py"]
+    words = ("q_stages", "Q_STAGES", "AHEAD", "CARRY", "carry", "give_back", "import async_copy", "(112, 32)")
+    assert not [word for word in words if word in source]
+    every = lower_gluon(prog, task, choice={"consumers": 4, "BN": 64, **ALL}).files["attention.py"]
+    assert all(word in every for word in words)
+
+
+def test_a_carried_product_is_issued_before_the_result_is_stored() -> None:
+    task, prog = program("reference", "mla_prefill")
+    source = lower_gluon(prog, task, choice={"consumers": 2, **ALL}).files["attention.py"]
+    carrying = source.split("while more:")[1].split("\n    else:")[0]
+    order = (
+        "S = warpgroup_mma_wait(0, deps=[S_next])",
+        "S_next = warpgroup_mma(",
+        "O = O * down_rows(inverse",
+        "tma_store(",
+    )
+    at = [carrying.index(line) for line in order]
+    assert at == sorted(at)
+    assert "[done_b, done_h, done_i * BM + group_row, 0]" in carrying
 
 
 def changed(name: str, before: str, after: str) -> tuple[list[str], list[str]]:
@@ -259,13 +344,17 @@ def test_a_choice_is_completed_from_its_rows() -> None:
     assert complete(prog, {"BM": 192})["consumers"] == 3
     assert complete(prog, {"consumers": 1, "pingpong": 1})["pingpong"] == 0
     assert complete(prog, {"warps": 8, "BN": 64})["BN"] == 64
+    between = {"consumers": 2, "carry": 1, "ahead": 1}
+    assert [complete(prog, {**between, **more})[key] for key in ("carry", "ahead") for more in (
+        {"overlap": 1}, {"overlap": 0}, {"overlap": 1, "persistent": 1}, {"overlap": 1, "persistent": 0}
+    )] == [1, 0, 1, 0, 1, 1, 0, 0]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
         ({"BM": 96}, "96 query rows"), ({"consumers": 2, "BM": 64}, "2 consumers compute 128 rows"),
-        ({"consumers": 4}, "registers suffice"), ({"consumers": 2, "BN": 96}, "powers of two"),
+        ({"consumers": 5}, "registers suffice"), ({"consumers": 2, "q_stages": 3}, "one place or two"), ({"consumers": 2, "BN": 96}, "powers of two"),
         ({"consumers": 2, "persistent": 3}, "kinds of grid"), ({"consumers": 2, "stages": 0}, "needs a place"),
     ],
 )  # fmt: skip
@@ -337,3 +426,24 @@ def test_a_kernel_compiles_for_hopper_without_spills_in_its_loops(name: str, dim
     assert kernel.shared_bytes <= LIMIT
     found = kernel.opcodes()
     assert not found or (found["HGMMA"] and found["USETMAXREG"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dim", "choice"),
+    [("mha_causal", 64, {"consumers": 4, "BN": 64, "pingpong": 1}), ("mha", 128, {"consumers": 2, "BN": 128}),
+     ("mha_causal", 64, {"consumers": 3, "BN": 128, "pingpong": 1})],
+)  # fmt: skip
+def test_a_carried_product_neither_spills_nor_makes_others_wait(
+    name: str, dim: int, choice: dict[str, int]
+) -> None:
+    """ptxas waits for every single wgmma where it cannot follow one that is on its way."""
+    task, prog = program("reference", name)
+    w = shape(task, 512, 512, "fp16", heads=16).with_(dim=dim, dim_v=dim)
+    plain, between = (
+        compile_for_hopper(lower_gluon(prog, task, choice=c), task, w)[0] for c in (choice, {**ALL, **choice})
+    )
+    assert plain.spill_bytes == between.spill_bytes == 0
+    assert "cp.async.mbarrier.arrive.noinc" in between.ptx
+    found = between.opcodes()
+    assert not found or found["WARPGROUP"] < found["HGMMA"]

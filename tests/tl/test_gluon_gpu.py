@@ -22,6 +22,7 @@ from harness.tl.interpret import interpret
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.gluon_choices import LIMIT, complete, shared_bytes
 from tasks import Task, Workload
+from tests.tl.test_gluon import BETWEEN
 from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape
 
 pytestmark = [
@@ -90,6 +91,21 @@ def test_the_kernel_agrees_with_the_interpreter(
         given = on_gpu(task, w)
         found = gap(run(attention, task, w, given), expected(prog, task, w, given))
         assert found < TOLERANCE[dtype], (seqs, found)
+
+
+@pytest.mark.parametrize("schedule", BETWEEN, ids=str)
+@pytest.mark.parametrize("name", ["mha", "mha_causal", "sliding_window", "mla_prefill"])
+def test_no_way_from_tile_to_tile_changes_a_result_or_a_bit_of_its_repeats(
+    name: str, schedule: dict[str, int], folder: Path
+) -> None:
+    task, prog = program("reference", name)
+    attention = built(prog, task, {"overlap": 1, **schedule}, folder)
+    for seqs in (*SHAPES, (512, 512), (1024, 1024)):
+        w = shape(task, *seqs, "fp16", batch=2)
+        given = on_gpu(task, w)
+        out = run(attention, task, w, given)
+        assert gap(out, expected(prog, task, w, given)) < TOLERANCE["fp16"], seqs
+        assert all(torch.equal(run(attention, task, w, given), out) for _ in range(20)), seqs
 
 
 @pytest.mark.parametrize("style", ["primitive", "lenient"])

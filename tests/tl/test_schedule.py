@@ -37,6 +37,10 @@ SCHEDULES = st.builds(
     longest_first=st.integers(0, 1),
     heads=st.integers(0, 64),
     registers=st.sampled_from((0, 24, 160, 240)),
+    q_stages=st.integers(1, 2),
+    ahead=st.integers(0, 1),
+    carry=st.integers(0, 1),
+    arrivals=st.integers(0, 1),
 )
 
 
@@ -65,6 +69,10 @@ def line_of(s: Schedule) -> str:
         "persistent": ("false", "static", "dynamic")[s.persistent],
         "order": ("linear", "longest_first")[s.longest_first],
         "heads": s.heads,
+        "q_stages": s.q_stages,
+        "ahead": ("off", "on")[s.ahead],
+        "carry": ("off", "on")[s.carry],
+        "arrivals": ("off", "on")[s.arrivals],
     }
     return ", ".join(f"{k} {v}" for k, v in words.items()) + (
         f", registers {s.registers}" * bool(s.registers)
@@ -158,6 +166,9 @@ def test_shared_memory_is_the_sum_by_channel():
     )  # fmt: skip
     assert d128.barriers == 2 * (2 + 2 + 2 + 1)
     assert d128.shared_bytes == 192 * 1024 + 4 + 14 * 8
+    twice = taken(Schedule(consumers=2, stages=2, q_stages=2), 128, 128, 128)
+    assert twice.shared[0] == ("Q", 32768, 2) and twice.barriers == 2 * (2 * 2 + 2 + 2 + 1)
+    assert d128.shared_bytes + 32768 < twice.shared_bytes <= 227 * 1024
     d64 = taken(Schedule(consumers=3, stages=2, persistent=0), 64, 64, 128)
     assert d64.shared_bytes == (24 + 32 + 32 + 24) * 1024 + 2 * (3 + 2 + 2) * 8
     assert (
@@ -174,6 +185,10 @@ def test_registers_agree_with_the_kernels_that_were_measured():
     assert taken(Schedule(consumers=3), 64, 64, 128).consumer == 64 + 32 + 32 + 4 + 24
     assert not taken(Schedule(consumers=3), 64, 64, 128).spills
     assert taken(Schedule(consumers=3), 128, 128, 128).spills
+    assert taken(Schedule(consumers=4), 64, 64, 64).consumer == 32 + 16 + 32 + 4 + 24
+    assert not taken(Schedule(consumers=4), 64, 64, 64).spills  # so says ptxas, and that 128 keys spill
+    assert taken(Schedule(consumers=4), 64, 64, 128).spills
+    assert taken(Schedule(consumers=4), 128, 128, 64).spills
     assert taken(Schedule(consumers=2), 128, 128, 256).spills
     assert taken(Schedule(consumers=2, overlap=0), 128, 128, 128).consumer == 64 + 64 + 4 + 24
 

@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,25 @@ def test_the_hopper_space_has_the_rows_of_its_consumers_and_nothing_without_effe
         grown = task not in ("mha", "cross", "sliding_window")
         assert {c["longest_first"] for c in points} == {int(grown)}
         assert {c["persistent"] for c in points} == {0, 1, 2} and {c["stages"] for c in points} == {2, 3, 4}
+
+
+def test_the_way_from_tile_to_tile_is_searched_where_the_programs_line_says_so():
+    program = PROGRAMS["mha_causal"]
+    plain = list(hopper_space(program))
+    assert {(c["q_stages"], c["ahead"], c["carry"], c["arrivals"]) for c in plain} == {(1, 0, 0, 0)}
+    line = (*program.schedule, ("ahead", ("off", "on")), ("carry", ("true",)))
+    asked = list(hopper_space(replace(program, schedule=line)))
+    assert len(asked) == 2 * len(plain)
+    assert {(c["q_stages"], c["ahead"], c["carry"], c["arrivals"]) for c in asked} == {
+        (1, 0, 1, 0),
+        (1, 1, 1, 0),
+    }
+
+
+def test_four_consumers_have_registers_for_tiles_of_64_keys_and_a_head_dimension_of_64():
+    four = [c for c in kept("mha_causal", 64) if c["consumers"] == 4 and c["overlap"]]
+    assert four and all(c["BN"] == 64 for c in four)
+    assert not any(c["consumers"] == 4 for c in kept("mha_causal", 128))
 
 
 def test_what_is_left_out_of_the_hopper_space_does_not_fit():

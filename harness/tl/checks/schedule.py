@@ -43,6 +43,10 @@ KEYS: dict[str, tuple[str, Callable[[Value], bool]]] = {
         "a multiple of 8 from 24 to 240",
         lambda v: isinstance(v, int) and 24 <= v <= 240 and v % 8 == 0,
     ),
+    "q_stages": ("1 or 2", _whole(1, 2)),
+    "ahead": ("true or false", _flag),
+    "carry": ("true or false", _flag),
+    "arrivals": ("true or false", _flag),
     "split_kv": ("a number of parts, 1 to 256", _whole(1, 256)),
 }
 

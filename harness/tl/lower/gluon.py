@@ -9,6 +9,7 @@ from harness.targets import Target
 from harness.tl import ir
 from harness.tl.lower.carried import carried, given_keys
 from harness.tl.lower.choices import Row
+from harness.tl.lower.gluon_carry import CarryingText, cut
 from harness.tl.lower.gluon_channels import channels
 from harness.tl.lower.gluon_choices import REGISTERS, complete, default_table, settled_rows, unfit
 from harness.tl.lower.gluon_host import host_side
@@ -17,9 +18,11 @@ from harness.tl.lower.gluon_loops import ConsumerText
 from harness.tl.lower.gluon_prelude import helpers
 from harness.tl.lower.gluon_trial import freedom
 from harness.tl.lower.gluon_view import GROUP_ROW, view
+from harness.tl.lower.gluon_ways import Ways
 from harness.tl.lower.lowered import Lowered, LowerError
 from harness.tl.lower.triton import lower_triton
 from harness.tl.problem import TaskLike, symbols
+from harness.tl.schedule import BETWEEN
 
 HEAD = '''"""{title}, compiled for Hopper from the LLM-TL program `{name}`.
 
@@ -36,7 +39,7 @@ from fallback import attention as plain
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
+{imports}from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
@@ -52,6 +55,8 @@ thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 LOG2_E = gl.constexpr(1.4426950408889634)
 '''
+
+ASYNC_COPY = "from triton.experimental.gluon.language.nvidia.ampere import async_copy\n"
 
 ABOUT = """\
 Each block works on tiles of the grid, one after the other. One warp, the producer, copies what the program
@@ -89,13 +94,15 @@ def lower_gluon(
     if target is not None and target.capability != (9, 0):
         raise LowerError(f"Gluon code is for Hopper, not for {target.name}", None, "choose h100 or h200")
     rows = _rows(program, table, choice)
-    kernels = [_kernel(program, n, task, rows) for n in range(len(program.kernels))]
+    ways = Ways.of(dict(row.choice) for row in rows)
+    kernels = [_kernel(program, n, task, rows, ways) for n in range(len(program.kernels))]
     consumers = tuple(sorted({dict(row.choice)["consumers"] for row in rows}))
     body = "".join(kernel.source(consumers) for kernel in kernels)
+    about = {"title": getattr(task, "title", task.name), "name": program.name, "about": ABOUT}
     source = (
-        HEAD.format(title=getattr(task, "title", task.name), name=program.name, about=ABOUT),
-        _choices(rows),
-        helpers(body),
+        HEAD.format(**about, imports=ASYNC_COPY if ways.arrivals else ""),
+        _choices(rows, ways),
+        helpers(body, max(consumers)),
         body,
         host_side(program, task, kernels),
     )
@@ -142,29 +149,38 @@ def _rows(
     return rows
 
 
-def _choices(rows: Sequence[Row]) -> str:
+def _choices(rows: Sequence[Row], ways: Ways) -> str:
+    unused = set(BETWEEN) - ways.used
+    rows = [replace(r, choice=tuple((n, v) for n, v in r.choice if n not in unused)) for r in rows]
     fields = "\n".join(f"    {name}: int" for name, _ in rows[0].choice)
     lines = []
     for r in sorted(rows, key=lambda r: (r.bytes, r.dim, r.seq)):
         values = ", ".join(f"{n}={v}" for n, v in r.choice)
         lines += [f"    ({r.bytes}, {r.dim}, {r.seq}, Choice(", f"        {values},", "    )),  # fmt: skip"]
-    return CHOICES.format(fields=fields, lines="\n".join(lines), registers=REGISTERS)
+    most = max(3, *(dict(r.choice)["consumers"] for r in rows))
+    known = {consumers: split for consumers, split in REGISTERS.items() if consumers <= most}
+    return CHOICES.format(fields=fields, lines="\n".join(lines), registers=known)
 
 
-def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row]) -> Kernel:
+def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row], ways: Ways) -> Kernel:
     seen = view(program.kernels[number])
-    whole = channels(seen, task)
+    whole = channels(seen, task, ways)
     names = tuple(name for name, _ in program.parameters)
     known = symbols(task)
     by_key = {tile.key: tile for tile in seen.group.tiles}
+    given = seen.group, frozenset(names), frozenset(name for name, kind in known.items() if kind == "float")
     text = ConsumerText(
-        seen.group,
-        frozenset(names),
-        frozenset(name for name, kind in known.items() if kind == "float"),
+        *given,
         channels={by_key[tile.key]: channel for tile, channel in whole.items()},
         first_row=ir.Op("add", (ir.Op("mul", (ir.Sym(seen.axis.name), seen.rows)), GROUP_ROW)),
         freedom=freedom(program, number, task),
         overlaps=frozenset(dict(row.choice)["overlap"] for row in rows),
         depth=2,
     )
-    return Kernel(seen, text, whole, names, tuple(known))
+    carrying = None
+    if ways.carry and cut(seen.group) is not None:
+        carrying = CarryingText(
+            *given, channels=text.channels, first_row=text.first_row, freedom=text.freedom, depth=2,
+            axes=tuple(a.name for a in seen.group.grid),
+        )  # fmt: skip
+    return Kernel(seen, text, whole, names, tuple(known), ways, carrying)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from harness.tl import ir
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.gluon_view import View
+from harness.tl.lower.gluon_ways import Ways
 from harness.tl.lower.lowered import LowerError
 from harness.tl.lower.python_layout import expression
 from harness.tl.lower.triton_values import ONE
@@ -34,35 +35,62 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """The places of a tile. `grouped`: a consumer has its own, of 64 rows; `looped`: a loop fills them."""
+    """The places of a tile. `grouped`: a consumer has its own, of 64 rows; `looped`: a loop fills them.
+
+    `several`: there may be more than one place though no loop fills them; `each`: every thread of a consumer
+    may give a place back by itself.
+    """
 
     name: str
     tile: ir.Tile  # of the block
     grouped: bool
     looped: bool
     pieces: tuple[Piece, ...]
+    several: bool = False
+    each: bool = False
 
     @property
     def places(self) -> str:
         """How many a consumer goes through."""
-        return "STAGES" if self.looped else "1"
+        return "STAGES" if self.looped else "Q_STAGES" if self.several else "1"
 
     @property
     def all_places(self) -> str:
         if not self.grouped:
             return self.places
-        return "CONSUMERS * STAGES" if self.looped else "CONSUMERS"
+        return "CONSUMERS" if self.places == "1" else f"CONSUMERS * {self.places}"
+
+    @property
+    def arrivals(self) -> str:
+        """How many make a place empty."""
+        consumers = "1" if self.grouped else "CONSUMERS"
+        if not self.each:
+            return consumers
+        return "ARRIVALS" if self.grouped else "CONSUMERS * ARRIVALS"
 
     def place(self, consumer: str) -> str:
         """Index of the place that a consumer, or the producer for it, is at."""
         if not self.grouped:
             return f"{self.name}_place"
-        if not self.looped:
+        if self.places == "1":
             return consumer
-        return expression(f"{consumer} * STAGES + {self.name}_place")
+        return expression(f"{consumer} * {self.places} + {self.name}_place")
+
+    def release(self, consumer: str) -> str:
+        """Statement that lets the producer fill the place again."""
+        empty = f"{self.name}_empty.index({self.place(consumer)})"
+        return f"give_back({empty}, ARRIVALS)" if self.each else f"mbarrier.arrive({empty}, count=1)"
+
+    @property
+    def onward(self) -> str:
+        """Statement that goes to the next place."""
+        if self.places == "1":
+            return f"{self.name}_turn = {self.name}_turn ^ 1"
+        at = f"{self.name}_place, {self.name}_turn"
+        return f"{at} = onward({at}, {self.places})"
 
 
-def channels(view: View, task: TaskLike) -> dict[ir.Tile, Channel]:
+def channels(view: View, task: TaskLike, ways: Ways) -> dict[ir.Tile, Channel]:
     """The channel of every tile of the block that is copied from global memory. Raises LowerError."""
     kernel = view.whole
     loaded: dict[ir.Tile, ir.Load] = {}
@@ -81,10 +109,15 @@ def channels(view: View, task: TaskLike) -> dict[ir.Tile, Channel]:
             name += "_"
         names[tile] = name
     cuts = _cuts(kernel, loaded, task)
+    # A thread that read a place itself says nothing of the others' reads; a product is waited for by all.
+    alone = {t for n in ir.nodes(kernel.body) if not isinstance(n, ir.Gemm) for t in ir.reads(n)}
     made = {
-        tile: Channel(names[tile], tile, tile.key in view.grouped, tile in looped, _pieces(tile, cuts[tile]))
+        tile: Channel(
+            names[tile], tile, tile.key in view.grouped, tile in looped, _pieces(tile, cuts[tile]),
+            ways.q_stages and tile not in looped, ways.arrivals and tile not in alone,
+        )
         for tile in loaded
-    }
+    }  # fmt: skip
     operands = [o for n in ir.nodes(kernel.body) if isinstance(n, ir.Gemm) for o in (n.a, n.b)]
     for tile, channel in made.items():
         if len(channel.pieces) > 1:  # columns that no product takes need no place

@@ -16,11 +16,12 @@ from harness.tl.schedule import GRIDS, ROWS, Schedule, decided
 from harness.tl.syntax import Level
 
 DIMS = (64, 128, 192, 256)  # head dimensions that a default table has rows for
-CONSUMERS = (1, 2, 3)
+CONSUMERS = (1, 2, 3, 4)
 REGISTERS = {
     1: (240, 24),
     2: (240, 24),
     3: (160, 32),
+    4: (112, 32),
 }  # of a consumer's thread and of the producer's, by consumers
 LIMIT = 227 << 10  # bytes of shared memory of a block on Hopper
 _KEYS = tuple(field.name for field in fields(Schedule))
@@ -65,6 +66,10 @@ def complete(
         tiles[rows.name] = schedule.rows
     if schedule.consumers == 1 or not schedule.overlap:
         schedule = replace(schedule, pingpong=0)
+    if not schedule.overlap or not schedule.persistent:
+        schedule = replace(schedule, carry=0)  # no product runs ahead, or there is no next tile
+    if schedule.persistent != GRIDS.index("dynamic"):
+        schedule = replace(schedule, ahead=0)
     return {**tiles, **schedule.choice}
 
 
@@ -89,9 +94,11 @@ def unfit(program: ir.Program, choice: Mapping[str, int]) -> str | None:
         if ir.Sym(name) != rows and (value < 16 or value > 256 or value & (value - 1)):
             return f"tile {name} = {value}: Gluon wants powers of two from 16 to 256"
     if choice["consumers"] not in CONSUMERS:
-        return f"consumers = {choice['consumers']}: registers suffice for one to three"
+        return f"consumers = {choice['consumers']}: registers suffice for one to four"
     if choice["stages"] < 1:
         return f"stages = {choice['stages']}: a tile needs a place"
+    if choice["q_stages"] not in (1, 2):
+        return f"q_stages = {choice['q_stages']}: query rows have one place or two"
     if choice["persistent"] not in range(len(GRIDS)):
         return f"persistent = {choice['persistent']}: there are {len(GRIDS)} kinds of grid"
     if choice["registers"] % 8 or not 0 <= choice["registers"] <= 255:
@@ -111,7 +118,8 @@ def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v
         here = _BARRIERS
         for tile in loaded | stored:
             size = 2 * int(evaluate(tile.shape[0], env)) * _held(int(evaluate(tile.shape[1], env)))
-            here += size * (choice["stages"] if tile in looped and tile.level is Level.SHARED else 1)
+            places = choice["stages"] if tile in looped else choice["q_stages"]
+            here += size * (places if tile in loaded and tile.level is Level.SHARED else 1)
         most = max(most, here)
     return most
 

@@ -182,6 +182,10 @@ def _operands(kernel: Kernel, task: TaskLike) -> list[list[str]]:
         "LONGEST_FIRST": "bool(choice.longest_first)",
         "REGISTERS": "choice.registers or REGISTERS[choice.consumers][0]",
         "PRODUCER_REGISTERS": "REGISTERS[choice.consumers][1]",
+        "Q_STAGES": "choice.q_stages",
+        "AHEAD": "bool(choice.ahead and choice.persistent == 2)",
+        "CARRY": "bool(choice.carry and choice.overlap and choice.persistent)",
+        "ARRIVALS": "128 if choice.arrivals else 1",
     }
     for name, (rest, zero) in kernel.text.evens.items():
         given[name] = expression(f"{python_text(rest)} == {python_text(zero)}")

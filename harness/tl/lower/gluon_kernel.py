@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 from harness.tl import ir
 from harness.tl.lower.facts import grows
+from harness.tl.lower.gluon_carry import CarryingText
 from harness.tl.lower.gluon_channels import Channel
 from harness.tl.lower.gluon_loops import ConsumerText
 from harness.tl.lower.gluon_prelude import in_gluon
 from harness.tl.lower.gluon_rounds import overlap
+from harness.tl.lower.gluon_tiles import TileText
 from harness.tl.lower.gluon_values import ROW
 from harness.tl.lower.gluon_view import View
+from harness.tl.lower.gluon_ways import Ways
 from harness.tl.lower.lowered import comment
 from harness.tl.lower.python_layout import call, statement
 from harness.tl.lower.triton_memory import Accesses
@@ -21,7 +24,7 @@ from harness.tl.lower.triton_memory import Accesses
 _SIZES = ("dim", "dim_v", "group")
 _SETTINGS = (
     "OPERAND", "FOLD", "CONSUMERS", "STAGES", "OVERLAP", "PINGPONG", "GRID", "LONGEST_FIRST",
-    "REGISTERS", "PRODUCER_REGISTERS",
+    "REGISTERS", "PRODUCER_REGISTERS", "Q_STAGES", "AHEAD", "CARRY", "ARRIVALS",
 )  # fmt: skip
 _NEXT = ("next_tile", "next_full", "next_empty")
 
@@ -35,6 +38,8 @@ class Kernel:
     channels: dict[ir.Tile, Channel]  # by tile of the block
     parameters: tuple[str, ...]
     scalars: tuple[str, ...]
+    ways: Ways
+    carrying: CarryingText | None = None  # where choices carry products over, and the kernel has that form
 
     def __post_init__(self) -> None:
         self.accesses = Accesses(self.view.whole)
@@ -43,8 +48,13 @@ class Kernel:
         )
         self._same = {id(whole): group for whole, group in zip(*loops, strict=True)}
         self.stem = self.text.function.removesuffix("_kernel")
-        self.grows = grows(self.view.whole, self.view.axis.name)
+        self.tiles = TileText(
+            self.view, list(self.channels.values()), grows(self.view.whole, self.view.axis.name), self.ways,
+            self.text.values.index,
+        )  # fmt: skip
         self.text.run()
+        if self.carrying is not None:
+            self.carrying.run()
         self.consumer = self._consumer()
         self.producer = self._producer()
         words = self._names([*self.consumer, *self.producer])
@@ -151,56 +161,12 @@ class Kernel:
         lines = [f"{name} = {made}" for name, made in self._buffers()]
         for channel in self.channels.values():
             lines.append(f"{channel.name}_full = barriers({channel.all_places}, 1)")
-            arrivals = "1" if channel.grouped else "CONSUMERS"
-            lines.append(f"{channel.name}_empty = barriers({channel.all_places}, {arrivals})")
-        lines.append(
-            "next_tile = gl.allocate_shared_memory(gl.int32, [1], gl.SwizzledSharedLayout(1, 1, 1, [0]))"
-        )
-        return [
-            *lines,
-            "next_full = barriers(1, 1)",
-            "next_empty = barriers(1, CONSUMERS)",
-            "fence_async_shared()",
-        ]
+            lines.append(f"{channel.name}_empty = barriers({channel.all_places}, {channel.arrivals})")
+        return [*lines, *self.tiles.memory(), "fence_async_shared()"]
 
-    # --- a tile after the other ---
-
-    def _tiles(self, inside: list[str], threads: str, fetch: list[str]) -> list[str]:
-        """The loop over a block's tiles, around what is done on each."""
-        lines = ["t = gl.program_id(0)", "tile_turn = 0"]
-        for channel in self.channels.values():
-            lines += [f"{channel.name}_place = 0", f"{channel.name}_turn = 0"]
-        out = [line for code in lines for line in statement(code, 1)]
-        out += ["    while t < tiles:"]
-        for code in [*self._indices(), ""]:
-            out += statement(code, 2) if code else []
-        out += [*inside, "        if GRID == 2:"]
-        out += [line for code in fetch for line in statement(code, 3)]
-        out += ["            tile_turn = tile_turn ^ 1", "        else:"]
-        return [*out, "            t += gl.num_programs(0)"]
-
-    def _indices(self) -> list[str]:
-        """The grid's indices of the tile t."""
-        axis = self.view.axis
-        others = [a for a in reversed(self.view.whole.grid) if a is not axis]
-        longest = "LONGEST_FIRST" if self.grows else "False"
-        lines = [f"{axis.name}, other = tile_of(t, row_tiles, head_group, {longest})"]
-        rest = "other"
-        for n, other in enumerate(others):
-            if n == len(others) - 1:
-                lines.append(f"{other.name} = {rest}")
-            else:
-                extent = self.text.values.index(other.extent)
-                lines.append(f"{other.name} = {rest} % ({extent})")
-                rest = f"{rest} // ({extent})"
-        return [in_gluon(line) for line in lines]
+    # --- the consumer ---
 
     def _consumer(self) -> list[str]:
-        fetch = [
-            "mbarrier.wait(next_full.index(0), tile_turn)",
-            "t = gl.max(next_tile.load(gl.BlockedLayout([1], [32], [4], [0])), 0)",
-            "mbarrier.arrive(next_empty.index(0), count=1)",
-        ]
         lines = ["group_row: gl.constexpr = 64 * WHICH"]
         for name, size in self.text.layouts.items():
             made = f"gl.NVMMADistributedLayout([3, 0], [4, 1], [16, {size}, 16])"
@@ -211,23 +177,23 @@ class Kernel:
         if any("PINGPONG" in line for line in self.text.lines):
             out += ["    if PINGPONG:", "        if WHICH == CONSUMERS - 1:"]
             out += ["            pass_turn(WHICH, CONSUMERS)  # to the first consumer"]
-        out += self._tiles(self.text.lines, "4", fetch)
+        out += self.tiles.opening()
+        plain = self.tiles.loop(self.text.lines, self.tiles.received(3))
+        if self.carrying is None:
+            out += plain
+        else:
+            parts = self.carrying
+            out += ["    if CARRY:"]
+            out += _deeper(self.tiles.carrying(parts.opening, parts.lines, parts.ending, parts.last))
+            out += ["    else:", *_deeper(plain)]
         return [*out, "    tma.store_wait(0)"]
 
     # --- the producer ---
 
     def _producer(self) -> list[str]:
         self.of: dict[str, set[str]] = {c.name: set() for c in self.channels.values()}
-        fetch = [
-            "# a ticket says which tile is next; the consumers get it through shared memory",
-            'ticket = gl.atomic_add(counter, 1, sem="relaxed")',
-            "t = gl.num_programs(0) + ticket",
-            "mbarrier.wait(next_empty.index(0), tile_turn ^ 1)",
-            "next_tile.store(gl.full([1], 0, gl.int32, gl.BlockedLayout([1], [32], [1], [0])) + t)",
-            "mbarrier.arrive(next_full.index(0), count=1)",
-        ]
         lines = self._copies(self.view.whole.body, 2, ())
-        out = self._tiles(lines, "1", fetch)
+        out = [*self.tiles.opening(), *self.tiles.loop(lines, self.tiles.sent(3), self.tiles.drawn(2))]
         reset = ["    if GRID == 2:", "        if t == tiles + gl.num_programs(0) - 1:"]
         reset += ["            gl.store(counter, 0)  # by the last ticket of all, for the next launch"]
         return [*out, *reset]
@@ -313,8 +279,11 @@ class Kernel:
             target = f"{name}_places{piece.suffix}.index({place})"
             out += self._put(f"tma_load({access.argument}, [{corner}], {full}, {target})", depth)
         depth -= channel.grouped
-        onward = f"{name}_place, {name}_turn = onward({name}_place, {name}_turn, STAGES)"
-        return out + self._put(onward if channel.looped else f"{name}_turn = {name}_turn ^ 1", depth)
+        return out + self._put(channel.onward, depth)
+
+
+def _deeper(lines: list[str]) -> list[str]:
+    return [f"    {line}" if line else line for line in lines]
 
 
 def _wrapped(arguments: str, indent: int) -> list[str]:

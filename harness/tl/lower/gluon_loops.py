@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.tl import ir
-from harness.tl.lower.gluon_rounds import Overlap, Rounds, overlap
+from harness.tl.lower.gluon_rounds import Overlap, Rounds, begun, overlap
 from harness.tl.lower.gluon_text import GluonText
 from harness.tl.lower.gluon_trial import Freedom
 from harness.tl.lower.lowered import LowerError
 
 ZERO = ir.Const(0)
+Span = tuple[str, str, bool, str]  # rounds from and to, whether they have a mask, the flag without which none
+State = tuple[set[ir.Tile], set[ir.Tile], dict[ir.Tile, ir.Load], set[ir.Tile]]
 
 
 @dataclass
@@ -62,13 +64,8 @@ class ConsumerText(GluonText):
             rounds = Rounds.of(node, number, self.first_row, self.freedom)
             self.loops.append(rounds)
         cut = overlap(node) if 1 in self.overlaps else None
-        index, v, was = self.values.index, node.var, self._masked
-        self.note(node, "  (the last round first)" if rounds.backwards else "")
-        self.put(f"{v}_start = {index(node.start)}")
-        self.put(f"{v}_stop = {index(node.stop)}")
-        for name, bound in zip(("first", "last", "low", "high"), rounds.bounds(), strict=True):
-            self.put(f"{v}_{name} = {index(bound)}")
-        self.put(f"{v}_count = {v}_last - {v}_first")
+        was = self._masked
+        self._bounds(node, rounds)
         self._skip(rounds, node, "before", cut)
         if cut is None or 0 in self.overlaps:
             if cut is not None:
@@ -81,6 +78,16 @@ class ConsumerText(GluonText):
                 self._ahead(rounds, cut)
         self._skip(rounds, node, "after", cut)
         self._masked = was
+
+    def _bounds(self, node: ir.For, rounds: Rounds) -> None:
+        """Of all rounds, of those that this group needs, and of those without a mask."""
+        index, v = self.values.index, node.var
+        self.note(node, "  (the last round first)" if rounds.backwards else "")
+        self.put(f"{v}_start = {index(node.start)}")
+        self.put(f"{v}_stop = {index(node.stop)}")
+        for name, bound in zip(("first", "last", "low", "high"), rounds.bounds(), strict=True):
+            self.put(f"{v}_{name} = {index(bound)}")
+        self.put(f"{v}_count = {v}_last - {v}_first")
 
     def _skip(self, rounds: Rounds, node: ir.For, when: str, cut: Overlap | None) -> None:
         """Rounds that this group has nothing to do in: their tiles go by."""
@@ -101,7 +108,7 @@ class ConsumerText(GluonText):
                     self._turns("pass")
                 self.release(tile)
 
-    def _parts(self, v: str, rounds: Rounds) -> list[tuple[str, str, bool, str]]:
+    def _parts(self, v: str, rounds: Rounds) -> list[Span]:
         """(from, to, masked, flag without which it is empty), on the numbers of rounds, in order."""
         if rounds.whole is None:
             return [("0", f"{v}_count", True, "")]
@@ -151,25 +158,30 @@ class ConsumerText(GluonText):
             self._first_products(cut)
             self._turns("pass")
             self._first_done(cut, 0)
-            self._between(cut)
+            self._first_between(cut, rounds)
             self._restore(state)
-            for start, stop, masked, flag in spans:
-                self._masked = masked
-                first = f"tl.maximum({start}, 1)" if start != "0" else "1"
-                if flag:
-                    self.put(f"if {flag}:")
-                    self.depth += 1
-                with self.under(f"for {v}_round in range({first}, {stop}):"):
-                    self.put(self._variable(rounds))
-                    self._step(cut)
-                    self._restore(state)
-                self.depth -= bool(flag)
-            for load in cut.last_loads:
-                self.statement(load)
-            self.note(cut.last, "  (of the last round)")
-            self._open = cut
-            self.issue(cut.last, self._sum(cut))
-            self._close()
+            self._rest(rounds, cut, spans, state)
+
+    def _rest(self, rounds: Rounds, cut: Overlap, spans: list[Span], state: State) -> None:
+        """The rounds after the first, and the last product of the last."""
+        v = rounds.loop.var
+        for start, stop, masked, flag in spans:
+            self._masked = masked
+            first = f"tl.maximum({start}, 1)" if start != "0" else "1"
+            if flag:
+                self.put(f"if {flag}:")
+                self.depth += 1
+            with self.under(f"for {v}_round in range({first}, {stop}):"):
+                self.put(self._variable(rounds))
+                self._step(cut)
+                self._restore(state)
+            self.depth -= bool(flag)
+        for load in cut.last_loads:
+            self.statement(load)
+        self.note(cut.last, "  (of the last round)")
+        self._open = cut
+        self.issue(cut.last, self._sum(cut))
+        self._close()
 
     def _sum(self, cut: Overlap) -> str:
         return f"{self.values.names[cut.last.result]}_sum"
@@ -204,6 +216,15 @@ class ConsumerText(GluonText):
         self._first_done(cut, len(self._pairs(cut.last)))
         self._open = cut
         self._between(cut)
+
+    def _first_between(self, cut: Overlap, rounds: Rounds) -> None:
+        """That of the first round, in which a softmax has nothing to rescale."""
+        others = {t for n in cut.between if not isinstance(n, ir.Softmax) for t in ir.writes(n)}
+        if sum(isinstance(n, ir.Softmax) for n in cut.between) == 1:
+            known = begun(self.kernel, rounds.loop)
+            self.held = {tile: value for tile, value in known.items() if tile not in others}
+        self._between(cut)
+        self.held = {}
 
     def _between(self, cut: Overlap) -> None:
         for node in cut.between:

@@ -6,6 +6,8 @@ import re
 
 from harness.tl.lower import triton_prelude
 
+_FIRST_BARRIER = 8  # Triton has 0 to 5 with four consumers: partitions, their start
+
 _PRELUDE = '''
 @gluon.jit
 def barriers(PLACES: gl.constexpr, ARRIVALS: gl.constexpr):
@@ -32,34 +34,40 @@ def onward(place, turn, PLACES: gl.constexpr):
 
 
 @gluon.jit
+def give_back(empty, ARRIVALS: gl.constexpr):
+    """Let the producer fill the place again: one thread after a barrier of the four warps, or every thread.
+
+    The second is an arrival that follows a thread's own copies, of which there are none.
+    """
+    if ARRIVALS == 1:
+        mbarrier.arrive(empty, count=1)
+    else:
+        async_copy.mbarrier_arrive(empty, increment_count=False)
+
+
+@gluon.jit
+def draw(counter):
+    """A ticket in the first lane. Nothing waits for it yet."""
+    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+    return gl.atomic_add(counter + lane * 0, lane * 0 + 1, mask=lane == 0, sem="relaxed")
+
+
+@gluon.jit
+def ticket_of(drawn):
+    """The ticket that was drawn."""
+    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+    return gl.max(gl.where(lane == 0, drawn, 0), 0)
+
+
+@gluon.jit
 def tile_in(places, place, ROWS: gl.constexpr, COLS: gl.constexpr):
     """The tile in a place of a channel."""
     return places.index(place).reshape([ROWS, COLS])
 
 
 @gluon.jit
-def named_barrier(KIND: gl.constexpr, NUMBER: gl.constexpr):
-    """Of two warpgroups. Gluon has none; it takes the numbers up to 7 itself."""
-    if KIND == 0:
-        if NUMBER == 0:
-            gl.inline_asm_elementwise("bar.sync 8, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        elif NUMBER == 1:
-            gl.inline_asm_elementwise("bar.sync 9, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        else:
-            gl.inline_asm_elementwise("bar.sync 10, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-    else:
-        if NUMBER == 0:
-            gl.inline_asm_elementwise("bar.arrive 8, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        elif NUMBER == 1:
-            gl.inline_asm_elementwise("bar.arrive 9, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        else:
-            gl.inline_asm_elementwise("bar.arrive 10, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
-                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+def named_barrier():
+    """Stands for what `named_barrier` of this module writes."""
 
 
 @gluon.jit
@@ -167,9 +175,33 @@ def in_gluon(line: str) -> str:
     return re.sub(r"\btl\.", "gl.", line.replace("tl.math.", "gl."))
 
 
-def helpers(body: str) -> str:
-    """Source of the functions that the text calls, and of those that these call, in the prelude's order."""
-    return triton_prelude.called_from(body, _SOURCE)
+def named_barrier(numbers: int) -> str:
+    """Source of the named barriers of so many consumers: assembly takes a literal, so each has a branch."""
+
+    def branches(kind: str) -> list[str]:
+        lines = []
+        for n in range(numbers):
+            head = "if NUMBER == 0:" if n == 0 else "else:" if n == numbers - 1 else f"elif NUMBER == {n}:"
+            asm = f'"bar.{kind} {_FIRST_BARRIER + n}, 256; mov.u32 $0, 0;"'
+            lines += [
+                f"        {head}",
+                f'            gl.inline_asm_elementwise({asm}, "=r,r", [gl.to_tensor(0)],',
+                "                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip",
+            ]
+        return lines
+
+    lines = ["@gluon.jit", "def named_barrier(KIND: gl.constexpr, NUMBER: gl.constexpr):"]
+    lines.append('    """Of two warpgroups. Gluon has none; it takes the numbers up to 7 itself."""')
+    return "\n".join([*lines, "    if KIND == 0:", *branches("sync"), "    else:", *branches("arrive")])
+
+
+def helpers(body: str, consumers: int) -> str:
+    """Source of the functions that the text calls, and of those that these call, in the prelude's order.
+
+    `consumers`: the most warpgroups that the text can be launched with.
+    """
+    source = {n: named_barrier(max(3, consumers)) if n == "named_barrier" else s for n, s in _SOURCE.items()}
+    return triton_prelude.called_from(body, source)
 
 
 _SHARED = ("floor_div", "ceil_div", "finite", "inverse", "tanh")  # what Triton's kernels call too

@@ -64,16 +64,8 @@ class ProductText(KernelText):
     def release(self, tile: ir.Tile) -> None:
         """Let the producer fill the place again."""
         channel = self.channels[tile]
-        name = channel.name
-        self.put(f"mbarrier.arrive({name}_empty.index({channel.place('WHICH')}), count=1)")
-        self.onward(channel)
-
-    def onward(self, channel: Channel) -> None:
-        name = channel.name
-        if channel.looped:
-            self.put(f"{name}_place, {name}_turn = onward({name}_place, {name}_turn, STAGES)")
-        else:
-            self.put(f"{name}_turn = {name}_turn ^ 1")
+        self.put(channel.release("WHICH"))
+        self.put(channel.onward)
 
     def _in_place(self, channel: Channel, piece: Piece) -> str:
         rows = "64" if channel.grouped else self.block(channel.tile.shape[0])

@@ -60,7 +60,7 @@ class Rounds:
         first, last = _within(self.needed, start, stop)
         seq = ir.Sym("seq_q")
         left = op("max", ir.Const(0), op("sub", seq, self.row))
-        lives = op("ceildiv", left, seq)  # 1, or 0 past the last row
+        lives = op("min", ir.Const(1), left)  # 0 past the last row
         a, b = ir.Sym(f"{self.loop.var}_first"), ir.Sym(f"{self.loop.var}_last")
         most = op("mul", lives, op("max", ir.Const(0), op("sub", stop, a)))
         last = op("min", last, op("add", a, most)) if self.skips else last
@@ -77,6 +77,18 @@ def _within(bounds: Peeled | None, start: ir.Expr, stop: ir.Expr) -> tuple[ir.Ex
     first = op("min", op("max", start, *bounds.lows), stop) if bounds.lows else start
     last = op("max", op("min", stop, *bounds.highs), first) if bounds.highs else stop
     return first, last
+
+
+def begun(kernel: ir.Kernel, loop: ir.For) -> dict[ir.Tile, ir.Expr]:
+    """What tiles hold as the loop begins, where that is the value they were made with."""
+    held: dict[ir.Tile, ir.Expr] = {}
+    for node in kernel.body[: kernel.body.index(loop)] if loop in kernel.body else ():
+        for inner in ir.nodes((node,)):
+            for tile in ir.writes(inner):
+                held.pop(tile, None)
+                if isinstance(inner, ir.Init) and inner.value is not None and inner is node:
+                    held[tile] = inner.value
+    return held
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,9 @@ Most of it comes from the Triton compiler; layouts and masks are Hopper's own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from harness.tl import ir
 from harness.tl.lower.facts import covers, keeps_zero
@@ -20,6 +22,8 @@ LOWEST = 'float("-inf")'
 @dataclass
 class GluonText(ProductText):
     """Writes every statement of one consumer but loops and branches."""
+
+    held: Mapping[ir.Tile, ir.Expr] = field(default_factory=dict)  # tiles of which the value is known here
 
     # --- element-wise ---
 
@@ -106,6 +110,12 @@ class GluonText(ProductText):
         if pending is not None:
             values.pending[node.result] = pending
 
+    def _starts(self, node: ir.Softmax) -> bool:
+        """Whether nothing has gone into the softmax yet: what it would rescale are zeros."""
+        held = self.held
+        zeros = all(held.get(t) == ir.Const(0) for t in (node.l, *node.rescale))
+        return zeros and held.get(node.m) == ir.Const(-math.inf) and node.alpha is None
+
     def _softmax(self, node: ir.Softmax) -> None:
         self.note(node)
         self._read_all(node)
@@ -117,18 +127,21 @@ class GluonText(ProductText):
         self._drop_dead(scores, node.across, columns, LOWEST)
         times = f" * {factor}" if factor else ""
         log2 = f"({factor} * LOG2_E)" if factor else "LOG2_E"
-        self.put(f"m_next = tl.maximum({m}, {self._of_rows(f'tl.max({scores}, 1)', columns)}{times})")
+        starts = self._starts(node)
+        most = f"{self._of_rows(f'tl.max({scores}, 1)', columns)}{times}"
+        self.put(f"m_next = {most if starts else f'tl.maximum({m}, {most})'}")
         self.put(f"m_used = {'finite(m_next)' if self._masked else 'm_next'}")
-        self.put(f"decay = tl.math.exp2(({m} - m_used) * LOG2_E)")
+        if not starts:
+            self.put(f"decay = tl.math.exp2(({m} - m_used) * LOG2_E)")
         taken_away = values.spread("m_used * LOG2_E", node.m)
         self._assign(node.result, f"tl.math.exp2({scores} * {log2} - {taken_away})")
         self._dead_zero.add(node.result)
         total = self._of_rows(f"tl.sum({values.names[node.result]}, 1)", columns)
-        self.put(f"{l} = {l} * decay + {total}")
+        self.put(f"{l} = {total if starts else f'{l} * decay + {total}'}")
         if node.alpha is not None:
             self._assign(node.alpha, "decay")
         self.put(f"{m} = m_next")
-        for tile in node.rescale:
+        for tile in node.rescale if not starts else ():
             self.before_write(tile)
             self._settle(tile)
             values.stands_on = tile.shape
