@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.crew import LostDevice
 from harness.measure.timing import FLUSH_FACTOR
 from harness.tl.lower.triton_aot import Launch, Recorder
+from harness.tl.schedule import Schedule
 from tasks import Task, Workload
 from tasks.oracle import expected
 
@@ -48,10 +49,19 @@ def call_of(
 
     def call() -> None:
         module = _module(folder)
-        module._choose = lambda *_: module.Choice(**choice)  # type: ignore[attr-defined]
+        module._choose = lambda *_: _own(module, choice)  # type: ignore[attr-defined]
         module.attention(**tensors, **task.scalars(w))
 
     return call
+
+
+def _own(module: ModuleType, choice: Mapping[str, int]) -> Any:
+    """The choice as the candidate's table has it: without the keys that are off in all of its rows."""
+    fields, off = module.Choice._fields, Schedule().choice
+    lost = [key for key, value in choice.items() if key not in fields and off.get(key) != value]
+    if lost:
+        raise ValueError(f"the candidate has no code for {', '.join(lost)}: none of its rows turns that on")
+    return module.Choice(**{key: value for key, value in choice.items() if key in fields})
 
 
 def _module(folder: str) -> ModuleType:

@@ -128,7 +128,7 @@ def test_a_search_times_15_percent_and_compiles_each_kernel_once(
     played = Played(monkeypatch, formula)
     workloads = [w for w in task.workloads["paper"] if w.dtype == "fp16" and w.label == ""]
     tuned, lowered = tuning.tune(program, task, H100, workloads, tmp_path, 1, "gluon")
-    assert len(played.jobs) == tuned.kernels == 96 + 156
+    assert len(played.jobs) == tuned.kernels == 96 + 183
     for row in tuned.rows:
         best = dict(row.choice)
         assert (best["BN"], best["overlap"], best["persistent"], best["heads"]) == (128, 1, 2, 4)
@@ -217,7 +217,8 @@ def test_a_tuned_candidate_has_a_name_beside_the_program_s_own(
     assert {r.bytes for r in tuned.rows} == {2} and len({r.choice for r in tuned.rows}) > 1
     by_length = {r.seq: dict(r.choice) for r in tuned.rows}
     for asked, served in ((1, 512), (511, 512), (512, 512), (3000, 2048), (99_999, 16384)):
-        assert choose(128, asked)._asdict() == by_length[served], asked
+        chosen = choose(128, asked)._asdict()
+        assert chosen == {key: by_length[served][key] for key in chosen} and len(chosen) > 8, asked
 
 
 def test_a_model_s_program_is_searched_not_timed_through(

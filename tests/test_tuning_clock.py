@@ -24,11 +24,11 @@ ON_DEVICE = {  # what a candidate asks its device
 }
 
 
-@pytest.mark.parametrize(("dim", "choices", "kernels"), [(128, 288, 96), (64, 468, 156)])
+@pytest.mark.parametrize(("dim", "choices", "kernels"), [(128, 288, 96), (64, 549, 183)])
 def test_the_paper_s_lengths_and_groups_of_heads_share_kernels(
     dim: int, choices: int, kernels: int, tmp_path: Path
 ) -> None:
-    """Numbers that are 1 or multiples of 16 would make 324 and 516 of them; both types of 16 bits, twice as many."""
+    """Numbers that are 1 or multiples of 16 would make many more of them; both types of 16 bits, twice as many."""
     pytest.importorskip("triton.experimental.gluon")
     program = check(next(e.text for e in corpus("reference") if e.task == TASK.name), TASK).program
     assert program is not None
@@ -85,3 +85,16 @@ def test_a_wrong_result_is_told_from_rounding(spoiled, said, monkeypatch) -> Non
     found = tuning_clock.wrong(lambda: tensors["out"].copy_(spoiled(right)), TASK, w, tensors)
     assert (said in found) if said else found == ""
     assert "off by nan" in tuning_clock.wrong(lambda: None, TASK, w, tensors)  # nothing was written
+
+
+def test_a_candidate_is_asked_for_nothing_that_it_has_no_code_for(tmp_path: Path) -> None:
+    program = check(next(e.text for e in corpus("reference") if e.task == TASK.name), TASK).program
+    assert program is not None
+    space = hopper_choices(program, TASK, find_target("h100"), (128, 128))[:2]
+    module = tuning_clock._module(
+        str(tuning.searchable(program, TASK, {(128, 128): space}, "gluon").write(tmp_path))
+    )
+    own = tuning_clock._own(module, {**space[0], "carry": 0})
+    assert {key: getattr(own, key) for key in own._fields} == {key: space[0][key] for key in own._fields}
+    with pytest.raises(ValueError, match="no code for carry"):
+        tuning_clock._own(module, {**space[0], "carry": 1})

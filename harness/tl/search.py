@@ -118,7 +118,7 @@ def search(
         idle = 0 if trail.fastest < before * (1 - _GAIN) else idle + 1
     ranked = [i for i in sorted(trail.times, key=trail.cost) if trail.times[i] is not None]
     best = (trail.times[ranked[0]], ranked[0]) if ranked else None
-    if again is not None and ranked:
+    if again is not None and finals and ranked:
         finalists = ranked[:finals]
         once_more = list(zip(again([dict(trail.space[i]) for i in finalists]), finalists, strict=True))
         trail.steps += [Step(trail.space[i], t, Why.AGAIN) for t, i in once_more]
