@@ -30,10 +30,9 @@ GPUS = {
     "rtx8000": ("RTX 8000",),
 }
 
-# Three processes on two cores: a third of the tests' time goes by waiting, for limits of time above all.
-# Files go to them in the order of tests/conftest.py, the longest first.
-PARALLEL = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
-# Long runs of what must hold however kernels behave.
+# Files go to two processes in the order of tests/conftest.py, the longest first.
+PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+# Long runs of what must hold however kernels behave. Among the tests they would take eight minutes more.
 CORPUS = (
     "tests/hacks",
     "tests/honest",
@@ -60,8 +59,8 @@ def install(session: nox.Session, *extras: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, three at once but for those that hold bounds of time; options go to one plain pytest
-    (`nox -s tests -- -k store`). Hostile kernels are among them; long runs of faulty and odd ones are not."""
+    """Run the tests, two at once but for those that hold bounds of time; options go to one plain pytest
+    (`nox -s tests -- -k store`). Long runs of hostile, faulty and odd kernels are in `nox -s hacks`."""
     install(session, "test", "parquet")
     session.install("--no-deps", *FLASHINFER_BENCH)
     if session.posargs:

@@ -26,8 +26,9 @@ def _sandbox() -> Sandbox | None:
 SANDBOX = _sandbox()  # None: this machine cannot confine; tests that are about confining are skipped
 needs_sandbox = pytest.mark.skipif(SANDBOX is None, reason="no sandbox is to be had on this machine")
 
-# Long runs of faulty and of odd but honest kernels: a session of their own, `nox -s hacks`.
+# Long runs of hostile, faulty and of odd but honest kernels: a session of their own, `nox -s hacks`.
 CORPUS = (
+    "hacks/",
     "honest/",
     "faults/",
     "test_lost_workers.py",
@@ -35,7 +36,6 @@ CORPUS = (
 )
 # Files that take longest: they come first, so that no process is left with one while the others are done.
 LONGEST = (
-    "hacks/",
     "test_resume.py",
     "test_generation_commands.py",
     "test_pipeline.py",
@@ -52,7 +52,7 @@ LONGEST = (
     "tl/test_tl_cli.py",
 )
 # Tests that hold bounds of time: two of them at once would measure each other (`nox -s tests` runs the
-# rest in several processes first, then these).
+# rest on two cores first, then these).
 ALONE = ("benchmarks/", "measure/", "tasks/test_suite.py", "test_cli.py", "tl/test_speed.py")
 
 TINY_TASK = '''

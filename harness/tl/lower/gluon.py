@@ -101,7 +101,7 @@ def lower_gluon(
     about = {"title": getattr(task, "title", task.name), "name": program.name, "about": ABOUT}
     source = (
         HEAD.format(**about, imports=ASYNC_COPY if ways.arrivals else ""),
-        _choices(rows, ways),
+        _choices(_looked_up(rows, ways)),
         helpers(body, max(consumers)),
         body,
         host_side(program, task, kernels),
@@ -117,7 +117,7 @@ def lower_gluon(
         "attention.py": "".join(source),
         "fallback.py": fallback.files["attention.py"],
     }
-    tables = {"attention.py": rows}
+    tables = {"attention.py": _looked_up(rows, ways)}
     told = carried(program, "gluon", tables, given_keys(table, choice), settled_rows(program))
     told = told.beside(fallback.carried, "fallback.py")
     return Lowered.of(name, "gluon", files, dict(rows[0].choice), told)
@@ -149,9 +149,13 @@ def _rows(
     return rows
 
 
-def _choices(rows: Sequence[Row], ways: Ways) -> str:
+def _looked_up(rows: Sequence[Row], ways: Ways) -> tuple[Row, ...]:
+    """The rows without keys that are off in all of them: the candidate has no code for those."""
     unused = set(BETWEEN) - ways.used
-    rows = [replace(r, choice=tuple((n, v) for n, v in r.choice if n not in unused)) for r in rows]
+    return tuple(replace(r, choice=tuple((n, v) for n, v in r.choice if n not in unused)) for r in rows)
+
+
+def _choices(rows: Sequence[Row]) -> str:
     fields = "\n".join(f"    {name}: int" for name, _ in rows[0].choice)
     lines = []
     for r in sorted(rows, key=lambda r: (r.bytes, r.dim, r.seq)):
