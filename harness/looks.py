@@ -83,7 +83,8 @@ class Looks:
         It looks again until the claim stands whatever of the time was the request's own cost: one figure
         that came out low by chance clears nobody, one that came out high convicts nobody. Where it still
         contradicts, the claim was made at another time than the looks: it is made anew, between further
-        looks. If that one stands, neither is to be believed.
+        looks. If that one stands, neither is to be believed; nor where the quick calls alone contradict,
+        and the median, which is what would be reported, does not: on such a machine nobody is convicted.
         """
         seen = self._seen.get(contender.name)
         if seen is None:
@@ -95,7 +96,9 @@ class Looks:
         if self.contradicts(seen.clock.slope_ms, claimed, contender.captured):
             anew = self._claim_anew(contender, seen)
             slope_ms = seen.clock.slope_ms
-            if not self.contradicts(slope_ms, anew, contender.captured):
+            told_medians = [c.model_copy(update={"p10_ms": c.median_ms}) for c in (claimed, anew)]
+            lies = all(self.contradicts(slope_ms, c, contender.captured) for c in (anew, *told_medians))
+            if not lies:
                 raise Unsteady(
                     f"claimed {told(claimed)}, and later {told(anew)}; "
                     f"the judge saw {slope_ms:.4f} ms from outside"

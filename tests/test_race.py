@@ -518,6 +518,24 @@ def test_a_claim_whose_quickest_calls_are_the_most_is_a_lie_however_slow_the_oth
     assert made.run()["mine"].verification.detectors == ("judge_clock",)
 
 
+def test_quick_calls_alone_convict_nobody_and_are_not_believed(track):
+    """A kernel of two threads on a busy machine, as recorded: most calls wait for one of them, the judge's all do."""
+    made = track({"mine": 0.5, "other": 0.5})
+    made.bench.kind, made.seen["mine"] = "cpu", [2.0]
+    worker, lot = made.workers["mine"], itertools.count()
+    honest = worker.ask
+
+    def ask(op, args=None, **more):
+        told = honest(op, args, **more)
+        if op == "block":
+            told = {"samples_ms": [ms if next(lot) % 4 == 0 else 3.0 for ms in told["samples_ms"]]}
+        return told
+
+    worker.ask = ask
+    made.run()
+    assert "the judge saw 2.0000 ms" in made.unsteady["mine"]
+
+
 def test_one_low_figure_clears_nobody(track):
     """A request's cost that was overrated hides the work: the judge looks until it is sure of either."""
     made = track({"mine": 0.5, "liar": 0.5})

