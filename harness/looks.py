@@ -51,6 +51,11 @@ def told(claimed: Summary) -> str:
     return f"{claimed.median_ms:.4f} ms a call, a tenth of them under {claimed.p10_ms:.4f}"
 
 
+def _by_median(claimed: Summary) -> Summary:
+    """The claim as if its quick calls were no quicker: what is reported of it is the median."""
+    return claimed.model_copy(update={"p10_ms": claimed.median_ms})
+
+
 class Looks:
     """Of one cell; whoever looks at a candidate has stopped the others."""
 
@@ -96,9 +101,8 @@ class Looks:
         if self.contradicts(seen.clock.slope_ms, claimed, contender.captured):
             anew = self._claim_anew(contender, seen)
             slope_ms = seen.clock.slope_ms
-            told_medians = [c.model_copy(update={"p10_ms": c.median_ms}) for c in (claimed, anew)]
-            lies = all(self.contradicts(slope_ms, c, contender.captured) for c in (anew, *told_medians))
-            if not lies:
+            reported = [_by_median(claimed), _by_median(anew)]
+            if not all(self.contradicts(slope_ms, c, contender.captured) for c in (anew, *reported)):
                 raise Unsteady(
                     f"claimed {told(claimed)}, and later {told(anew)}; "
                     f"the judge saw {slope_ms:.4f} ms from outside"
