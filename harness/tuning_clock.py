@@ -25,6 +25,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 WARM_S = 0.3  # of work before the first timing: a GPU that rested, while others compiled, has a low clock
 APART = {"fp16": 0.02, "bf16": 0.08}  # of the largest element: more is no rounding
+_QUEUED, _PAUSE = 16, 2_000_000  # rounds between two pauses, and clock cycles of one: about a millisecond
 _ROUNDS = (5, 200)  # replays of a choice, at least and at most
 
 
@@ -177,18 +178,24 @@ def _flush() -> Tensor:
 def samples_ms(graphs: Mapping[Name, torch.cuda.CUDAGraph], rounds: int) -> dict[Name, list[float]]:
     """Milliseconds of each replay with a cold L2, the graphs one after the other in every round.
 
-    So a clock that drifts does the same to all of them.
+    So a clock that drifts does the same to all of them. Each round begins with another graph, and all launches are
+    queued behind a pause: one that the device waits for would be timed with its latency.
     """
     marks: dict[Name, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in graphs}
-    for _ in range(rounds):
-        for name, graph in graphs.items():
+    order = list(graphs)
+    for n in range(rounds):
+        if n % _QUEUED == 0:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(_PAUSE)  # type: ignore[no-untyped-call]
+        for name in order:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             _flush().zero_()  # meanwhile the launch is queued: its latency is not in the time
             begin.record()
-            graph.replay()
+            graphs[name].replay()
             end.record()
             marks[name].append((begin, end))
-        torch.cuda.synchronize()
+        order = order[1:] + order[:1]
+    torch.cuda.synchronize()
     return {name: [a.elapsed_time(b) for a, b in pairs] for name, pairs in marks.items()}
 
 

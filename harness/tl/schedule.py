@@ -50,21 +50,15 @@ class Schedule:
     @classmethod
     def of(cls, program: ir.Program, choice: Mapping[str, int] | None = None) -> Schedule:
         """The choice, then the program's own line (its first values), then the defaults."""
-        told = {field: values[0] for field, values in _told(program).items()}
+        told = {field: values[0] for field, values in spanned(program).items()}
         return cls(**{**told, **{k: v for k, v in (choice or {}).items() if k in FIELDS}})
 
     @classmethod
     def every(cls, program: ir.Program) -> Iterator[Schedule]:
         """Each schedule that the sets of the program's own line span, the first values first."""
-        told = _told(program)
+        told = spanned(program)
         for pick in itertools.product(*told.values()):
             yield cls(**dict(zip(told, pick, strict=True)))
-
-    def between(self, program: ir.Program) -> Iterator[Schedule]:
-        """This schedule with the values that the program's line gives to the keys of `BETWEEN`."""
-        told = {key: values for key, values in _told(program).items() if key in BETWEEN}
-        for pick in itertools.product(*told.values()):
-            yield replace(self, **dict(zip(told, pick, strict=True)))
 
     @property
     def grid(self) -> Grid:
@@ -124,7 +118,7 @@ def decided(program: ir.Program) -> dict[str, int]:
     return {name: told[name] for name, values in names if len(values) == 1 and name in told}
 
 
-def _told(program: ir.Program) -> dict[str, tuple[int, ...]]:
+def spanned(program: ir.Program) -> dict[str, tuple[int, ...]]:
     """Fields of a schedule with the values that the program's own line gives them."""
     given = {key: values for key, values in program.schedule if values}
     told = {

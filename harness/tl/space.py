@@ -15,11 +15,14 @@ from harness.tl.evaluate import evaluate
 from harness.tl.lower.facts import ahead, grows
 from harness.tl.problem import TaskLike, all_workloads, scalars
 from harness.tl.roles import RoleDemand, Taken, row_extent
-from harness.tl.schedule import Schedule, asks_for_roles
+from harness.tl.schedule import GRIDS, Schedule, asks_for_roles, spanned
 from harness.tl.syntax import Pos
 
 # What is tried on Hopper. Columns are powers of two: no compiler's tiles there have others.
-CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3, 4), (64, 128, 256), (2, 3, 4), (0, 4, 16)
+CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3, 4), (64, 128, 256), (2, 3, 4), (0, 8, 32)
+# Other kinds of grid, products of the next tile first and arrivals of threads were behind in every cell that was
+# measured: they are tried where the program's line names them.
+TRIED = {"persistent": (GRIDS.index("dynamic"),), "q_stages": (2, 1), "ahead": (0, 1), "carry": (0,), "arrivals": (0,)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
     """Every schedule with roles, each with the rows of its consumers and the usual numbers of columns.
 
     Keys are the program's tile parameters and the fields of `Schedule`; what has no effect is not varied.
-    Other tile parameters take the program's own values, and so do the keys of the way from tile to tile.
+    Other tile parameters take the program's own values, and so do the keys of `TRIED` that its line names.
     """
     rows, columns = _parameters(program)
     loops = [n for k in program.kernels for n in ir.nodes(k.body) if isinstance(n, ir.For)]
@@ -64,28 +67,48 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
     longest = int(any(grows(k, a.name) for k in program.kernels for a in k.grid if a.role == "rows"))
     own = {name: values for name, values in program.parameters if name not in (rows, columns)}
     wide: Sequence[int] = COLUMNS if columns else (0,)
+    line = spanned(program)
+    tried = {key: line.get(key, values) for key, values in TRIED.items()}
     for consumers, column, *others in itertools.product(CONSUMERS, wide, *own.values()):
         if rows is None and not _has_rows(program, dict(zip(own, others, strict=True)), consumers):
             continue
         tiles = dict(zip(own, others, strict=True))
         tiles |= {columns: column} if columns else {}
         turns = (0, 1) if consumers > 1 else (0,)
-        for stages, overlap, pingpong, persistent, heads in itertools.product(
-            STAGES, overlaps, turns, (2, 1, 0), HEADS if longest else (0,)
+        for stages, overlap, pingpong, heads, *pick in itertools.product(
+            STAGES, overlaps, turns, HEADS if longest else (0,), *tried.values()
         ):
+            picked = dict(zip(tried, pick, strict=True))
             if pingpong and not overlap:
                 continue  # without a product of the next round in hand there is nothing to give a turn for
-            schedule = Schedule(consumers, stages, overlap, pingpong, persistent, longest, heads)
-            for full in schedule.between(program):
-                yield {**({rows: schedule.rows} if rows else {}), **tiles, **full.choice}
+            if picked["ahead"] and picked["persistent"] != GRIDS.index("dynamic") and 0 in tried["ahead"]:
+                continue  # there are no tickets to draw
+            schedule = Schedule(
+                consumers, stages, overlap, pingpong, longest_first=longest, heads=heads, **picked
+            )
+            yield {**({rows: schedule.rows} if rows else {}), **tiles, **schedule.choice}
 
 
 def hopper_pruned(
     program: ir.Program, task: TaskLike, target: Target, *, dtype: str = "fp16", dims: tuple[int, int]
 ) -> Pruned:
-    """The space of schedules with roles for one pair of head dims, by what fits on the target."""
+    """The space of schedules with roles for one pair of head dims, by what fits on the target.
+
+    Where two places for query rows fit, one is not tried: it was behind in every cell that was measured.
+    """
     reason = lacks(program, task, target, dtype=dtype, dims=dims)
-    return _parted((choice, reason(choice)) for choice in hopper_space(program))
+    two_suffice = "q_stages" not in spanned(program)
+    fits: set[tuple[tuple[str, int], ...]] = set()
+
+    def parted() -> Iterator[tuple[dict[str, int], Finding | None]]:
+        for choice in hopper_space(program):
+            why, rest = reason(choice), tuple(sorted((k, v) for k, v in choice.items() if k != "q_stages"))
+            if choice["q_stages"] == 2 and why is None:
+                fits.add(rest)
+            if not (two_suffice and choice["q_stages"] == 1 and rest in fits):
+                yield choice, why
+
+    return _parted(parted())
 
 
 def lacks(

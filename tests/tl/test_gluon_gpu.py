@@ -99,6 +99,9 @@ def test_no_way_from_tile_to_tile_changes_a_result_or_a_bit_of_its_repeats(
     name: str, schedule: dict[str, int], folder: Path
 ) -> None:
     task, prog = program("reference", name)
+    like = shape(task, *SHAPES[0], "fp16")
+    if shared_bytes(prog, complete(prog, {"overlap": 1, **schedule}), like.dim, like.dim_v) > LIMIT:
+        pytest.skip("the tiles have no room")
     attention = built(prog, task, {"overlap": 1, **schedule}, folder)
     for seqs in (*SHAPES, (512, 512), (1024, 1024)):
         w = shape(task, *seqs, "fp16", batch=2)

@@ -217,7 +217,7 @@ def test_it_is_told_soon_what_it_may_measure_and_its_finals_are_in_its_budget():
         lambda cell, cs: told.update({cell.name: {key(c) for c in cs}}),
     )  # fmt: skip
     assert {n: len(t) for n, t in told.items()} == {
-        "2048": 288,
+        "2048": 192,
         "512": len(told["512"]),
         "16384": len(told["16384"]),
     }
@@ -239,20 +239,31 @@ def test_the_hopper_space_has_the_rows_of_its_consumers_and_nothing_without_effe
         assert not any(c["pingpong"] for c in points if c["consumers"] == 1 or not c["overlap"])
         grown = task not in ("mha", "cross", "sliding_window")
         assert {c["longest_first"] for c in points} == {int(grown)}
-        assert {c["persistent"] for c in points} == {0, 1, 2} and {c["stages"] for c in points} == {2, 3, 4}
+        assert {c["persistent"] for c in points} == {2} and {c["stages"] for c in points} == {2, 3, 4}
 
 
-def test_the_way_from_tile_to_tile_is_searched_where_the_programs_line_says_so():
+def ways(points):
+    return {tuple(c[k] for k in ("persistent", "q_stages", "ahead", "carry", "arrivals")) for c in points}
+
+
+def test_the_grid_and_the_way_from_tile_to_tile_are_as_the_programs_line_says():
     program = PROGRAMS["mha_causal"]
     plain = list(hopper_space(program))
-    assert {(c["q_stages"], c["ahead"], c["carry"], c["arrivals"]) for c in plain} == {(1, 0, 0, 0)}
-    line = (*program.schedule, ("ahead", ("off", "on")), ("carry", ("true",)))
+    assert ways(plain) == {(2, places, ahead, 0, 0) for places in (1, 2) for ahead in (0, 1)}
+    line = (*program.schedule, ("persistent", ("static", "dynamic")), ("carry", ("true",)), ("q_stages", (1,)))
     asked = list(hopper_space(replace(program, schedule=line)))
-    assert len(asked) == 2 * len(plain)
-    assert {(c["q_stages"], c["ahead"], c["carry"], c["arrivals"]) for c in asked} == {
-        (1, 0, 1, 0),
-        (1, 1, 1, 0),
-    }
+    assert len(asked) == len({key(c) for c in asked}) == 0.75 * len(plain)
+    assert ways(asked) == {(1, 1, 0, 1, 0), (2, 1, 0, 1, 0), (2, 1, 1, 1, 0)}
+
+
+def test_one_place_for_query_rows_is_tried_where_two_do_not_fit_or_the_line_says_so():
+    task, program, target = discover()["mha_causal"], PROGRAMS["mha_causal"], find_target("h100")
+    kept = hopper_pruned(program, task, target, dims=(128, 128)).kept
+    rest = [tuple((k, v) for k, v in c.items() if k != "q_stages") for c in kept]
+    assert len(set(rest)) == len(rest) and {c["q_stages"] for c in kept} == {1, 2}
+    line = (*program.schedule, ("q_stages", (1, 2)))
+    both = hopper_pruned(replace(program, schedule=line), task, target, dims=(128, 128)).kept
+    assert {key(c) for c in kept} < {key(c) for c in both}
 
 
 def test_four_consumers_have_registers_for_tiles_of_64_keys_and_a_head_dimension_of_64():

@@ -192,7 +192,7 @@ def _default(program: ir.Program, dim: int) -> dict[str, int]:
     rows = rows_of(program)
     wanted = (3, 2, 1) if dim <= 64 else (2, 1)
     choice: dict[str, int] = {}
-    for stages, consumers, size in itertools.product((2, 1), wanted, (128, 64, 32, 16)):
+    for stages, consumers, size, places in itertools.product((2, 1), wanted, (128, 64, 32, 16), (2, 1)):
         tiles = {n: size for n, choices in program.parameters if ir.Sym(n) != rows and len(choices) > 1}
         row = {
             **tiles,
@@ -200,6 +200,7 @@ def _default(program: ir.Program, dim: int) -> dict[str, int]:
             "stages": stages,
             "pingpong": int(consumers == 3),
             "overlap": 1,
+            "q_stages": places,
             **decided(program),
         }
         choice = complete(program, {}, row)

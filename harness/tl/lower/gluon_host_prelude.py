@@ -4,6 +4,7 @@ HOST = '''
 
 OPERANDS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 L2_BYTES = 4 << 20  # of keys and values of heads that are worked on together; 32 MiB cost 15 % at 512 keys
+LEAST_HEADS = 4  # though they are more: one or two cost 1 to 4 % from 4k keys on
 SLOTS = 1 << 14
 
 
@@ -110,7 +111,7 @@ def _head_group(heads: int, bytes_per_head: int, wanted: int) -> int:
     if wanted:
         return math.gcd(heads, wanted)
     group = 1
-    while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= L2_BYTES:
+    while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= max(L2_BYTES, LEAST_HEADS * bytes_per_head):
         group *= 2
     return group
 '''

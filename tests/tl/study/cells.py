@@ -25,6 +25,7 @@ ABLATION = (
 SEARCHED = tuple(f"mha_causal:{n}:{d}" for d in (128, 64) for n in ("512", "2k", "16k"))
 BASE = "as chosen"
 AGAIN = "as chosen, again"  # captured a second time: what differs between the two is noise
+WAYS = {"ahead": "tickets ahead", "carry": "product of the next tile first", "arrivals": "arrivals of threads"}
 HUMANS = ("cudnn", "flash-attn-4")
 
 
@@ -90,6 +91,7 @@ def variants(cell: Cell, base: Mapping[str, int]) -> tuple[dict[str, dict[str, i
 
 def _changes(cell: Cell, base: Mapping[str, int]) -> dict[str, dict[str, int]]:
     schedule = Schedule(**{k: v for k, v in base.items() if k in FIELDS})
+    two, one = "two places for query rows", "one place for query rows"
     even = schedule.pool // (WARPGROUP * (schedule.consumers + 1))  # registers before any are handed over
     found = {
         "no overlap": {"overlap": 0, "pingpong": 0},
@@ -100,6 +102,8 @@ def _changes(cell: Cell, base: Mapping[str, int]) -> dict[str, dict[str, int]]:
         "another stage": {"stages": base["stages"] + 1},
         "one consumer less": {"consumers": base["consumers"] - 1},
         "no registers handed over": {"registers": even // 8 * 8},
+        one if base["q_stages"] == 2 else two: {"q_stages": 3 - base["q_stages"]},
+        **{f"{'no ' if base[key] else ''}{words}": {key: 1 - base[key]} for key, words in WAYS.items()},
     }
     if grows_of(cell.program):
         found |= {
