@@ -26,7 +26,7 @@ from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.lowered import Lowered
 from harness.tl.lower.triton import lower_triton
 from harness.tuning_compile import Kernels
-from harness.tuning_search import hopper_choices, search_choices
+from harness.tuning_search import default_choices, hopper_choices, search_choices
 from tasks import Task, Workload
 
 _REGISTERS = 200  # of f32 tiles a thread; past that every choice seen spilled
@@ -147,7 +147,7 @@ def tune(
         clock = Clock(kernels, folder, task, tuned.timings)
         try:
             if searched:
-                best = _searched(clock, workloads, spaces, tuned)
+                best = _searched(clock, workloads, spaces, tuned, default_choices(program, spaces))
             else:
                 kernels.ready(calls)
                 tuning_clock.warm()
@@ -225,18 +225,35 @@ class Clock:
     timings: list[Timing]
     _of: str = ""
     _tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # of one workload at a time
+    _reference: tuple[Mapping[str, int], float] | None = None  # of that workload: the first that ran, and its time
 
     def time_ms(self, w: Workload, choice: Mapping[str, int]) -> float | None:
-        """A short timing; None where it does not run. Raises LostDevice."""
+        """A short timing; None where it does not run. Raises LostDevice.
+
+        The workload's first choice runs beside every other one, in turns: the time is that of the first, times the
+        ratio of the two. The GPU's clock drifts by 20 % within one search.
+        """
         time_ms, error = None, self.kernels.wrong(w, choice)
         if not error:
             try:
                 tensors = self.tensors_of(w)
-                time_ms = tuning_clock.time_choice(self.folder, self.task, w, tensors, choice, _SHORT_MS)
+                time_ms = self._beside(w, tensors, choice)
             except Exception as problem:  # a choice that fails is one not to take; the reason is kept
                 error = tuning_clock.failure(problem)
         self.timings.append(Timing(w.key, max(w.dim, w.dim_v), w.seq_q, dict(choice), time_ms, error))
         return time_ms
+
+    def _beside(
+        self, w: Workload, tensors: Mapping[str, torch.Tensor], choice: Mapping[str, int]
+    ) -> float:
+        given = self.folder, self.task, w, tensors
+        if self._reference is None:
+            [alone] = tuning_clock.time_choices(*given, [choice], _SHORT_MS)
+            self._reference = choice, alone
+            return alone
+        first, its = self._reference
+        mine, beside = tuning_clock.time_choices(*given, [choice, first], _SHORT_MS)
+        return its * mine / beside
 
     def together_ms(self, w: Workload, choices: Sequence[Mapping[str, int]]) -> list[float | None]:
         """Longer timings, taking turns; None for a choice whose result is wrong. Raises LostDevice."""
@@ -247,7 +264,7 @@ class Clock:
         """Those of the workload; of one at a time."""
         if w.key != self._of:
             self._tensors.clear()
-            self._tensors, self._of = tuning_clock.tensors_of(self.task, w), w.key
+            self._tensors, self._of, self._reference = tuning_clock.tensors_of(self.task, w), w.key, None
         return self._tensors
 
 
@@ -269,6 +286,7 @@ def _searched(
     workloads: Sequence[Workload],
     spaces: Mapping[tuple[int, int], Sequence[dict[str, int]]],
     tuned: Tuned,
+    defaults: Mapping[tuple[int, int], dict[str, int]],
 ) -> dict[str, Mapping[str, int] | None]:
     """The fastest choice of each workload that a search finds; `tuned` gets what each took."""
 
@@ -276,7 +294,7 @@ def _searched(
         clock.kernels.ready((w, choice) for choice in likely)
         tuning_clock.warm()
 
-    found = search_choices(workloads, spaces, clock.time_ms, clock.together_ms, soon)
+    found = search_choices(workloads, spaces, clock.time_ms, clock.together_ms, soon, defaults)
     tuned.searches = {key: Budget(s.size, s.evaluations, round(s.seconds, 2)) for key, s in found.items()}
     return {key: s.best for key, s in found.items()}
 

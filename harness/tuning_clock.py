@@ -26,6 +26,7 @@ Name = TypeVar("Name", bound=Hashable)
 WARM_S = 0.3  # of work before the first timing: a GPU that rested, while others compiled, has a low clock
 APART = {"fp16": 0.02, "bf16": 0.08}  # of the largest element: more is no rounding
 _QUEUED, _PAUSE = 16, 2_000_000  # rounds between two pauses, and clock cycles of one: about a millisecond
+_CYCLES = 1_800_000  # of a millisecond's rest
 _ROUNDS = (5, 200)  # replays of a choice, at least and at most
 
 
@@ -175,11 +176,14 @@ def _flush() -> Tensor:
     return torch.empty(FLUSH_FACTOR * l2, dtype=torch.int8, device="cuda")
 
 
-def samples_ms(graphs: Mapping[Name, torch.cuda.CUDAGraph], rounds: int) -> dict[Name, list[float]]:
+def samples_ms(
+    graphs: Mapping[Name, torch.cuda.CUDAGraph], rounds: int, rest_ms: float = 0.0
+) -> dict[Name, list[float]]:
     """Milliseconds of each replay with a cold L2, the graphs one after the other in every round.
 
     So a clock that drifts does the same to all of them. Each round begins with another graph, and all launches are
-    queued behind a pause: one that the device waits for would be timed with its latency.
+    queued behind a pause: one that the device waits for would be timed with its latency. Before each replay the GPU
+    rests for about `rest_ms`, as it does in the protocol's blocks: without, an H100 throttles, and ratios move by 5 %.
     """
     marks: dict[Name, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in graphs}
     order = list(graphs)
@@ -189,6 +193,8 @@ def samples_ms(graphs: Mapping[Name, torch.cuda.CUDAGraph], rounds: int) -> dict
             torch.cuda._sleep(_PAUSE)  # type: ignore[no-untyped-call]
         for name in order:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            if rest_ms:
+                torch.cuda._sleep(int(rest_ms * _CYCLES))  # type: ignore[no-untyped-call]
             _flush().zero_()  # meanwhile the launch is queued: its latency is not in the time
             begin.record()
             graphs[name].replay()
@@ -205,14 +211,20 @@ def medians_ms(graphs: Mapping[Name, torch.cuda.CUDAGraph], each_ms: float) -> d
         return {}
     once = max(min(times) for times in samples_ms(graphs, 2).values())
     rounds = max(_ROUNDS[0], min(_ROUNDS[1], round(each_ms / max(once, 1e-3))))
-    return {name: statistics.median(times) for name, times in samples_ms(graphs, rounds).items()}
+    return {name: statistics.median(times) for name, times in samples_ms(graphs, rounds, once).items()}
 
 
-def time_choice(
-    folder: str, task: Task, w: Workload, tensors: Tensors, choice: Mapping[str, int], each_ms: float
-) -> float:
-    """Milliseconds of one call."""
-    return medians_ms({0: captured(call_of(folder, task, w, tensors, choice))}, each_ms)[0]
+def time_choices(
+    folder: str,
+    task: Task,
+    w: Workload,
+    tensors: Tensors,
+    choices: Sequence[Mapping[str, int]],
+    each_ms: float,
+) -> list[float]:
+    """Milliseconds of one call of each, taking turns."""
+    graphs = {n: captured(call_of(folder, task, w, tensors, choice)) for n, choice in enumerate(choices)}
+    return list(medians_ms(graphs, each_ms).values())
 
 
 def time_together(

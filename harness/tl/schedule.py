@@ -46,6 +46,7 @@ class Schedule:
     ahead: int = 0  # 1: the next tile's ticket is drawn as a tile begins, and its indices are handed over
     carry: int = 0  # 1: the next tile's first products are issued before this tile's result leaves
     arrivals: int = 0  # 1: every thread of a consumer gives a place back by itself
+    rescale: int = 0  # where a softmax rescales: see RESCALES
 
     @classmethod
     def of(cls, program: ir.Program, choice: Mapping[str, int] | None = None) -> Schedule:
@@ -97,12 +98,15 @@ class Schedule:
 
 
 FIELDS = frozenset(field.name for field in fields(Schedule))
-BETWEEN = (
-    "q_stages",
-    "ahead",
-    "carry",
-    "arrivals",
-)  # keys of the way from tile to tile; off, they leave no trace
+OPTIONAL = ("q_stages", "ahead", "carry", "arrivals", "rescale")  # off, they leave no trace in code
+# What `rescale` stands for, each with what is said of the one before. With 0 a round multiplies whatever is summed up
+# by what its maximum has grown.
+RESCALES = (
+    "every round",
+    "only rows whose maximum has grown by a factor that counts, and only in warps that have such rows",
+    "the left operand of the last product is rounded while the product before it may still run",
+    "that product is waited for after the round's exponentials",
+)
 
 
 def asks_for_roles(program: ir.Program) -> bool:

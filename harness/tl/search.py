@@ -138,8 +138,9 @@ def search_cells(
     measure: Callable[[Cell, dict[str, int]], float | None],
     again: Callable[[Cell, list[dict[str, int]]], Sequence[float | None]] | None = None,
     soon: Callable[[Cell, list[dict[str, int]]], None] = lambda cell, choices: None,
+    begin: Callable[[Cell], Sequence[Choice]] = lambda cell: (),
 ) -> dict[str, Search]:
-    """Each cell's search, by its name; the choices of one begin with the best of those nearby.
+    """Each cell's search, by its name; it starts from what `begin` says and from the best of cells nearby.
 
     `soon` is told before each search what it may well measure: everything, or what is around the choices
     that it begins with. `again` measures a few side by side.
@@ -158,7 +159,7 @@ def search_cells(
         def rematch(choices: list[dict[str, int]], cell: Cell = cell) -> Sequence[float | None]:
             return again(cell, choices) if again is not None else ()
 
-        seeds = neighbours(cell, found)
+        seeds = [*begin(cell), *neighbours(cell, found)]
         soon(cell, around(cell.space, seeds) if known else [dict(c) for c in cell.space])
         result = search(
             cell.space,

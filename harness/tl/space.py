@@ -22,7 +22,10 @@ from harness.tl.syntax import Pos
 CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3, 4), (64, 128, 256), (2, 3, 4), (0, 8, 32)
 # Other kinds of grid, products of the next tile first and arrivals of threads were behind in every cell that was
 # measured: they are tried where the program's line names them.
-TRIED = {"persistent": (GRIDS.index("dynamic"),), "q_stages": (2, 1), "ahead": (0, 1), "carry": (0,), "arrivals": (0,)}
+TRIED = {
+    "persistent": (GRIDS.index("dynamic"),), "q_stages": (2, 1), "ahead": (0, 1), "carry": (0,), "arrivals": (0,),
+    "rescale": (0, 1, 2, 3),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
             picked = dict(zip(tried, pick, strict=True))
             if pingpong and not overlap:
                 continue  # without a product of the next round in hand there is nothing to give a turn for
+            if picked["rescale"] > 1 and not overlap and 0 in tried["rescale"]:
+                continue  # no product runs beside the softmax
             if picked["ahead"] and picked["persistent"] != GRIDS.index("dynamic") and 0 in tried["ahead"]:
                 continue  # there are no tickets to draw
             schedule = Schedule(
@@ -94,7 +99,8 @@ def hopper_pruned(
 ) -> Pruned:
     """The space of schedules with roles for one pair of head dims, by what fits on the target.
 
-    Where two places for query rows fit, one is not tried: it was behind in every cell that was measured.
+    Where two places for query rows fit, one is not tried, and one consumer only where no more fit: they were behind in
+    every cell that was measured.
     """
     reason = lacks(program, task, target, dtype=dtype, dims=dims)
     two_suffice = "q_stages" not in spanned(program)
@@ -108,7 +114,11 @@ def hopper_pruned(
             if not (two_suffice and choice["q_stages"] == 1 and rest in fits):
                 yield choice, why
 
-    return _parted(parted())
+    found = _parted(parted())
+    most = max((choice["consumers"] for choice in found.kept), default=1)
+    if most == 1 or "consumers" in spanned(program):
+        return found
+    return Pruned(tuple(c for c in found.kept if c["consumers"] > 1), found.dropped)
 
 
 def lacks(

@@ -255,6 +255,10 @@ class Device:
             return args[0].half()
         if text.startswith("cvt.rn.bf16x2"):
             return args[0].bfloat16()
+        if "vote" in text:  # values times factors
+            return args[0] * args[1]
+        if "exit" in text:
+            return args[0]
         what, number = text.split()[0], int(text.split()[1].rstrip(","))
         if what == "bar.arrive":
             self.named[number].release()

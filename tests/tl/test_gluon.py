@@ -99,6 +99,8 @@ BETWEEN = [
     {"consumers": 3, "BN": 64, "pingpong": 1, "stages": 1, "carry": 1, "persistent": 1},
     {"consumers": 4, "BN": 64, "pingpong": 1}, {"consumers": 3, "BN": 128, "pingpong": 1, "carry": 1, "ahead": 1},
     *({**ALL, "consumers": n, "BN": 32, "pingpong": p} for n, p in ((1, 0), (2, 1), (3, 0), (4, 1))),
+    *({"consumers": 2, "BN": 64, "pingpong": n % 2, "rescale": n} for n in (1, 2, 3)),
+    {**ALL, "consumers": 3, "BN": 64, "pingpong": 1, "rescale": 2}, {"consumers": 2, "BN": 64, "overlap": 0, "rescale": 1},
 ]  # fmt: skip
 
 

@@ -293,7 +293,7 @@ def test_a_bench_compiles_compares_and_times_what_it_is_asked(
     )
     patch(tuning_clock, "warm", lambda: None)
     patch(tuning_clock, "captured", lambda call: (call(), call)[1])
-    patch(tuning_clock, "samples_ms", lambda graphs, rounds: (
+    patch(tuning_clock, "samples_ms", lambda graphs, rounds, rest_ms=0: (
         {n: [float(i) for i in range(rounds)] for n in graphs}))  # fmt: skip
     patch(torch.cuda, "synchronize", lambda: None)
     patch(

@@ -257,7 +257,7 @@ def test_the_grid_and_the_way_from_tile_to_tile_are_as_the_programs_line_says():
 
 
 def test_one_place_for_query_rows_is_tried_where_two_do_not_fit_or_the_line_says_so():
-    task, program, target = discover()["mha_causal"], PROGRAMS["mha_causal"], find_target("h100")
+    task, program, target = find("mha_causal"), PROGRAMS["mha_causal"], TARGETS["h100"]
     kept = hopper_pruned(program, task, target, dims=(128, 128)).kept
     rest = [tuple((k, v) for k, v in c.items() if k != "q_stages") for c in kept]
     assert len(set(rest)) == len(rest) and {c["q_stages"] for c in kept} == {1, 2}

@@ -22,7 +22,7 @@ from harness.tl.lower.gluon_ways import Ways
 from harness.tl.lower.lowered import Lowered, LowerError
 from harness.tl.lower.triton import lower_triton
 from harness.tl.problem import TaskLike, symbols
-from harness.tl.schedule import BETWEEN
+from harness.tl.schedule import OPTIONAL
 
 HEAD = '''"""{title}, compiled for Hopper from the LLM-TL program `{name}`.
 
@@ -54,6 +54,28 @@ tma_store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_s
 thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 LOG2_E = gl.constexpr(1.4426950408889634)
+'''
+
+RESCALING = '''
+
+def _rescaling(count: int) -> str:
+    """Assembly: so many values by as many factors, of two rows in turn. A warp in which all factors are 1 skips it."""
+    kept = [f"mov.b32 ${n}, ${count + n};" for n in range(count)]
+    times = [f"mul.f32 ${n}, ${n}, ${2 * count + n};" for n in range(count)]
+    return " ".join([
+        "{ .reg .pred p;", f"setp.neu.f32 p, ${2 * count}, 0f3F800000;",
+        f"setp.neu.or.f32 p, ${2 * count + 2}, 0f3F800000, p;", "vote.sync.any.pred p, p, 0xffffffff;",
+        *kept, "@!p bra.uni KEPT;", *times, "KEPT: }",
+    ])  # fmt: skip
+
+
+def _registers(count: int) -> str:
+    return ",".join(["=f"] * count + ["f"] * (2 * count))
+
+
+RESCALING_16, REGISTERS_16 = gl.constexpr(_rescaling(16)), gl.constexpr(_registers(16))
+RESCALING_32, REGISTERS_32 = gl.constexpr(_rescaling(32)), gl.constexpr(_registers(32))
+RESCALING_64, REGISTERS_64 = gl.constexpr(_rescaling(64)), gl.constexpr(_registers(64))
 '''
 
 ASYNC_COPY = "from triton.experimental.gluon.language.nvidia.ampere import async_copy\n"
@@ -101,6 +123,7 @@ def lower_gluon(
     about = {"title": getattr(task, "title", task.name), "name": program.name, "about": ABOUT}
     source = (
         HEAD.format(**about, imports=ASYNC_COPY if ways.arrivals else ""),
+        RESCALING if ways.rescale else "",
         _choices(_looked_up(rows, ways)),
         helpers(body, max(consumers)),
         body,
@@ -151,7 +174,7 @@ def _rows(
 
 def _looked_up(rows: Sequence[Row], ways: Ways) -> tuple[Row, ...]:
     """The rows without keys that are off in all of them: the candidate has no code for those."""
-    unused = set(BETWEEN) - ways.used
+    unused = set(OPTIONAL) - ways.used
     return tuple(replace(r, choice=tuple((n, v) for n, v in r.choice if n not in unused)) for r in rows)
 
 
@@ -179,12 +202,13 @@ def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row
         first_row=ir.Op("add", (ir.Op("mul", (ir.Sym(seen.axis.name), seen.rows)), GROUP_ROW)),
         freedom=freedom(program, number, task),
         overlaps=frozenset(dict(row.choice)["overlap"] for row in rows),
-        depth=2,
-    )
+        depth=2, rescale=ways.rescale,
+    )  # fmt: skip
     carrying = None
     if ways.carry and cut(seen.group) is not None:
         carrying = CarryingText(
             *given, channels=text.channels, first_row=text.first_row, freedom=text.freedom, depth=2,
+            rescale=ways.rescale,
             axes=tuple(a.name for a in seen.group.grid),
         )  # fmt: skip
     return Kernel(seen, text, whole, names, tuple(known), ways, carrying)

@@ -12,7 +12,7 @@ from harness.tl.evaluate import evaluate
 from harness.tl.lower.choices import Row
 from harness.tl.lower.gluon_view import view
 from harness.tl.lower.lowered import LowerError
-from harness.tl.schedule import GRIDS, ROWS, Schedule, decided
+from harness.tl.schedule import GRIDS, RESCALES, ROWS, Schedule, decided
 from harness.tl.syntax import Level
 
 DIMS = (64, 128, 192, 256)  # head dimensions that a default table has rows for
@@ -66,6 +66,8 @@ def complete(
         tiles[rows.name] = schedule.rows
     if schedule.consumers == 1 or not schedule.overlap:
         schedule = replace(schedule, pingpong=0)
+    if not schedule.overlap:
+        schedule = replace(schedule, rescale=min(schedule.rescale, 1))  # no product runs beside the softmax
     if not schedule.overlap or not schedule.persistent:
         schedule = replace(schedule, carry=0)  # no product runs ahead, or there is no next tile
     if schedule.persistent != GRIDS.index("dynamic"):
@@ -99,6 +101,8 @@ def unfit(program: ir.Program, choice: Mapping[str, int]) -> str | None:
         return f"stages = {choice['stages']}: a tile needs a place"
     if choice["q_stages"] not in (1, 2):
         return f"q_stages = {choice['q_stages']}: query rows have one place or two"
+    if choice["rescale"] not in range(len(RESCALES)):
+        return f"rescale = {choice['rescale']}: there are {len(RESCALES)} ways"
     if choice["persistent"] not in range(len(GRIDS)):
         return f"persistent = {choice['persistent']}: there are {len(GRIDS)} kinds of grid"
     if choice["registers"] % 8 or not 0 <= choice["registers"] <= 255:

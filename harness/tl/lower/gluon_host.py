@@ -186,6 +186,7 @@ def _operands(kernel: Kernel, task: TaskLike) -> list[list[str]]:
         "AHEAD": "bool(choice.ahead and choice.persistent == 2)",
         "CARRY": "bool(choice.carry and choice.overlap and choice.persistent)",
         "ARRIVALS": "128 if choice.arrivals else 1",
+        "RESCALE": "choice.rescale",
     }
     for name, (rest, zero) in kernel.text.evens.items():
         given[name] = expression(f"{python_text(rest)} == {python_text(zero)}")

@@ -24,7 +24,7 @@ from harness.tl.lower.triton_memory import Accesses
 _SIZES = ("dim", "dim_v", "group")
 _SETTINGS = (
     "OPERAND", "FOLD", "CONSUMERS", "STAGES", "OVERLAP", "PINGPONG", "GRID", "LONGEST_FIRST",
-    "REGISTERS", "PRODUCER_REGISTERS", "Q_STAGES", "AHEAD", "CARRY", "ARRIVALS",
+    "REGISTERS", "PRODUCER_REGISTERS", "Q_STAGES", "AHEAD", "CARRY", "ARRIVALS", "RESCALE",
 )  # fmt: skip
 _NEXT = ("next_tile", "next_full", "next_empty")
 

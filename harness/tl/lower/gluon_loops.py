@@ -27,6 +27,7 @@ class ConsumerText(GluonText):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._open: Overlap | None = None  # a product that may still be running
+        self._rounded = ""  # the next left operand, where a choice rounds it before that product is done
 
     # --- places ---
 
@@ -234,17 +235,43 @@ class ConsumerText(GluonText):
             self.statement(node)
         self._settle_all()
         self._close()
-        self.prepare(cut.last)
+        if not self._rounded:
+            self.prepare(cut.last)
+            return
+        name, self._rounded = self._rounded, ""
+        with self.under("if RESCALE >= 2:"):
+            self.put(f"{self.operand_name(cut.last.a.tile)} = {name}")
+        with self.under("else:"):
+            self.prepare(cut.last)
 
     def before_write(self, tile: ir.Tile) -> None:
         if self._open is not None and tile == self._open.last.result:
             self._close()
 
-    def _close(self) -> None:
+    def before_rescale(self, tile: ir.Tile) -> None:
+        if self._open is not None and tile == self._open.last.result:
+            self._close(early=self.rescale and self._is_made(self._open))
+
+    def _is_made(self, cut: Overlap) -> bool:
+        """Whether the last product's left operand is what it will be once the softmax has made it."""
+        tile = cut.last.a.tile
+        at = next(n for n, node in enumerate(cut.between) if isinstance(node, ir.Softmax))
+        after = [n for n in cut.between[at + 1 :] if tile in ir.writes(n)]
+        return tile in ir.writes(cut.between[at]) and all(isinstance(n, ir.Reshape) for n in after)
+
+    def _close(self, early: bool = False) -> None:
         """Wait for the product that runs beside the work; what it read from can be filled again."""
         if self._open is not None:
             cut, self._open = self._open, None
-            self.wait(cut.last, self._sum(cut))
+            if early:
+                self._rounded = f"{self.values.names[cut.last.a.tile]}_next"
+                with self.under("if RESCALE >= 2:"):
+                    self.prepare(cut.last, self._rounded)
+                    self.wait(cut.last, self._sum(cut), beside=self._rounded)
+                with self.under("else:"):
+                    self.wait(cut.last, self._sum(cut))
+            else:
+                self.wait(cut.last, self._sum(cut))
             self.settled(cut.last)
             for load in cut.last_loads:
                 self.release(load.tile)

@@ -146,11 +146,11 @@ class ProductText(KernelText):
     def operand_name(self, tile: ir.Tile) -> str:
         return f"{self.values.names[tile]}_operand"
 
-    def prepare(self, node: ir.Gemm) -> None:
-        """Write the left operand, if it is in registers."""
+    def prepare(self, node: ir.Gemm, name: str = "") -> None:
+        """Write the left operand, if it is in registers; under its own name or that one."""
         if node.a.tile not in self.channels:
             text = self._left(node.a, node.result.shape[1], node.contracted, node.source)
-            self.put(f"{self.operand_name(node.a.tile)} = {text}")
+            self.put(f"{name or self.operand_name(node.a.tile)} = {text}")
 
     def issue(self, node: ir.Gemm, result: str) -> None:
         """Write the product without waiting for it."""
@@ -187,12 +187,13 @@ class ProductText(KernelText):
             raise LowerError("the operands come in pieces that do not fit each other", node.source)
         return list(zip(left, right, strict=True))
 
-    def wait(self, node: ir.Gemm, result: str, pending: int = 0) -> None:
-        """Until all but so many products are done."""
+    def wait(self, node: ir.Gemm, result: str, pending: int = 0, beside: str = "") -> None:
+        """Until all but so many products are done; `beside` is made before."""
         deps = [result]
         name = self.values.names[node.result]
         if node.a.tile not in self.channels:
             deps.append(self.operand_name(node.a.tile))
+        deps += [beside] if beside else []
         targets = ", ".join([name, *deps[1:]])
         self.put(f"{targets} = warpgroup_mma_wait({pending}, deps=[{', '.join(deps)}])")
 

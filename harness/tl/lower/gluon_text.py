@@ -24,6 +24,7 @@ class GluonText(ProductText):
     """Writes every statement of one consumer but loops and branches."""
 
     held: Mapping[ir.Tile, ir.Expr] = field(default_factory=dict)  # tiles of which the value is known here
+    rescale: bool = False  # whether some choice rescales only where a maximum has moved
 
     # --- element-wise ---
 
@@ -130,6 +131,10 @@ class GluonText(ProductText):
         starts = self._starts(node)
         most = f"{self._of_rows(f'tl.max({scores}, 1)', columns)}{times}"
         self.put(f"m_next = {most if starts else f'tl.maximum({m}, {most})'}")
+        rarely = self.rescale and not starts and self._stays_inside(node.m)
+        if rarely:
+            with self.under("if RESCALE:"):
+                self.put(f"m_next = moved(m_next, {m})")
         self.put(f"m_used = {'finite(m_next)' if self._masked else 'm_next'}")
         if not starts:
             self.put(f"decay = tl.math.exp2(({m} - m_used) * LOG2_E)")
@@ -137,16 +142,28 @@ class GluonText(ProductText):
         self._assign(node.result, f"tl.math.exp2({scores} * {log2} - {taken_away})")
         self._dead_zero.add(node.result)
         total = self._of_rows(f"tl.sum({values.names[node.result]}, 1)", columns)
+        total = f"in_order({total}, RESCALE)" if rarely else total
         self.put(f"{l} = {total if starts else f'{l} * decay + {total}'}")
         if node.alpha is not None:
             self._assign(node.alpha, "decay")
         self.put(f"{m} = m_next")
         for tile in node.rescale if not starts else ():
-            self.before_write(tile)
+            self.before_rescale(tile)
             self._settle(tile)
             values.stands_on = tile.shape
-            decay = values.spread("decay", node.m) if tile.shape[1] != ONE else "decay"
-            self.put(f"{values.names[tile]} = {values.names[tile]} * {decay}")
+            name, wide = values.names[tile], tile.shape[1] != ONE
+            decay = values.spread("decay", node.m) if wide else "decay"
+            rare = rarely and wide
+            self.put(f"{name} = {f'rescaled({name}, {decay}, RESCALE)' if rare else f'{name} * {decay}'}")
+
+    def _stays_inside(self, tile: ir.Tile) -> bool:
+        """Whether nothing but softmaxes reads a tile of maxima, so that older ones do as well."""
+        readers = [n for n in ir.nodes(self.kernel.body) if tile in ir.reads(n)]
+        return all(isinstance(n, ir.Softmax) for n in readers)
+
+    def before_rescale(self, tile: ir.Tile) -> None:
+        """Called before a softmax touches what it rescales."""
+        self.before_write(tile)
 
     def before_write(self, tile: ir.Tile) -> None:
         """Called before a tile is touched that a product may still be adding to."""

@@ -1,4 +1,4 @@
-"""Owns which ways from tile to tile a candidate's code needs: the values its choices give to those keys."""
+"""Owns which optional parts a candidate's code needs: those that its choices turn on somewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ _OFF = Schedule().choice
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """Of each key in `schedule.BETWEEN`, whether it is on in some of the choices."""
+    """Of each key in `schedule.OPTIONAL`, whether it is on in some of the choices."""
 
     q_stages: bool = False
     ahead: bool = False
     carry: bool = False
     arrivals: bool = False
+    rescale: bool = False
 
     @classmethod
     def of(cls, choices: Iterable[Mapping[str, int]]) -> Ways:

@@ -12,7 +12,7 @@ from harness.tl import ir
 from harness.tl.lower.facts import grows
 from harness.tl.lower.gluon_choices import complete, default_table, unfit
 from harness.tl.lower.lowered import LowerError
-from harness.tl.schedule import FIELDS, WARPGROUP, Schedule
+from harness.tl.schedule import FIELDS, RESCALES, WARPGROUP, Schedule
 from harness.tl.space import lacks
 from tasks import Task, Workload
 from tests.tl.triton_trial import program
@@ -103,6 +103,7 @@ def _changes(cell: Cell, base: Mapping[str, int]) -> dict[str, dict[str, int]]:
         "one consumer less": {"consumers": base["consumers"] - 1},
         "no registers handed over": {"registers": even // 8 * 8},
         one if base["q_stages"] == 2 else two: {"q_stages": 3 - base["q_stages"]},
+        **{f"rescale = {n}": {"rescale": n} for n in range(len(RESCALES)) if n != base["rescale"]},
         **{f"{'no ' if base[key] else ''}{words}": {key: 1 - base[key]} for key, words in WAYS.items()},
     }
     if grows_of(cell.program):

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.targets import find_target
 from harness.tl.search import Search
-from harness.tuning_search import hopper_choices, search_choices
+from harness.tuning_search import default_choices, hopper_choices, search_choices
 from tasks import Workload
 from tests.tl.study.cells import BASE, Cell, cell, chosen
 from tests.tl.study.device import Bench, Choice, Device
@@ -61,7 +61,10 @@ def _searched(
     def soon(w: Workload, likely: list[dict[str, int]]) -> None:
         bench.ready((w, choice) for choice in likely)
 
-    found = search_choices([c.workload for c in cells], spaces, bench.time_ms, bench.together_ms, soon)
+    found = search_choices(
+        [c.workload for c in cells], spaces, bench.time_ms, bench.together_ms, soon,
+        default_choices(cells[0].program, spaces),
+    )  # fmt: skip
     return [(c, found[c.workload.key]) for c in cells]
 
 
