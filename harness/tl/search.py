@@ -25,7 +25,7 @@ Rematch = Callable[[list[dict[str, int]]], Sequence[float | None]]  # a few, mea
 
 SHARE = 0.15  # of a space that is measured at most
 LEAST = 16  # measurements of a cell that begins with nothing, where that share would be fewer
-PATIENCE = 2  # measurements without a gain that end the search of a cell with a neighbour
+PATIENCE = 6  # measurements without a gain that end the search of a cell with a neighbour
 _GAIN = 0.01  # of the time: less is no gain
 _SPREAD = 2  # choices to begin with where none is given: as unlike each other as can be
 _SEEDS = 3  # choices taken over from cells nearby
