@@ -25,7 +25,7 @@ Rematch = Callable[[list[dict[str, int]]], Sequence[float | None]]  # a few, mea
 
 SHARE = 0.15  # of a space that is measured at most
 LEAST = 16  # measurements of a cell that begins with nothing, where that share would be fewer
-PATIENCE = 6  # measurements without a gain that end the search of a cell with a neighbour
+PATIENCE = (2, 6)  # measurements without a gain that end the search of a cell with a neighbour, by its budget
 _GAIN = 0.01  # of the time: less is no gain
 _SPREAD = 2  # choices to begin with where none is given: as unlike each other as can be
 _SEEDS = 3  # choices taken over from cells nearby
@@ -146,7 +146,7 @@ def search_cells(
     that it begins with. `again` measures a few side by side.
 
     Of each head dimension the middle length comes first, with 15 % of its space but no fewer than 16
-    measurements; then the others, from the middle outwards, until two measurements gain nothing.
+    measurements; then the others, from the middle outwards, until two to six measurements gain nothing.
     """
     found: list[tuple[Cell, Search]] = []
     for cell in sorted(cells, key=lambda c: (c.dim, abs(math.log(c.seq) - _middle(cells, c.dim)))):
@@ -166,7 +166,7 @@ def search_cells(
             timed,
             budget=budget if known else max(LEAST, budget),
             seeds=seeds,
-            patience=PATIENCE if known else None,
+            patience=max(PATIENCE[0], min(PATIENCE[1], budget // 8)) if known else None,
             again=rematch if again is not None else None,
         )
         found.append((cell, result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -224,11 +225,26 @@ def test_every_statement_of_a_program_stands_above_its_code() -> None:
 
 def test_keys_that_are_off_leave_no_trace() -> None:
     task, prog = program("reference", "mha_causal")
-    source = lower_gluon(prog, task).files["attention.py"]
-    words = ("q_stages", "Q_STAGES", "AHEAD", "CARRY", "carry", "give_back", "import async_copy", "(112, 32)")
+    source = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64}).files["attention.py"]
+    words = (
+        "q_stages", "Q_STAGES", "AHEAD", "CARRY", "carry", "give_back", "import async_copy", "(112, 32)",
+        "rescale=", "RESCALE", "RESCALING", "moved", "in_order",
+    )  # fmt: skip
     assert not [word for word in words if word in source]
-    every = lower_gluon(prog, task, choice={"consumers": 4, "BN": 64, **ALL}).files["attention.py"]
+    every = lower_gluon(prog, task, choice={"consumers": 4, "BN": 64, **ALL, "rescale": 3}).files["attention.py"]
     assert all(word in every for word in words)
+
+
+def test_rows_are_rescaled_rarely_and_the_result_is_the_same() -> None:
+    """A maximum that grows little by little stays behind by 5.5 at most; one that leaps is followed at once."""
+    from tests.tl.gluon_emulator import Device
+
+    task, prog = program("reference", "mha_causal")
+    source = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64, "rescale": 2}).files["attention.py"]
+    moved = Device().module(source).moved
+    old = torch.tensor([0.0, 0.0, 0.0, -math.inf, -math.inf])
+    found = torch.tensor([5.0, 6.0, -1.0, 3.0, -math.inf])
+    assert moved(found, old).tolist() == [0.0, 6.0, 0.0, 3.0, -math.inf]
 
 
 def test_a_carried_product_is_issued_before_the_result_is_stored() -> None:

@@ -94,7 +94,7 @@ class Played:
     def time_ms(self, w: Workload, choice: Choice) -> float | None:
         assert json.dumps(dict(choice), sort_keys=True) in self.known
         self.timed.append((w.key, json.dumps(dict(choice), sort_keys=True)))
-        return None if choice["consumers"] == 1 else self.cost(w, choice)
+        return None if choice["stages"] == 4 else self.cost(w, choice)
 
     def together_ms(self, w: Workload, choices: Sequence[Choice]) -> list[float | None]:
         return [self.time_ms(w, choice) for choice in choices]
@@ -245,7 +245,7 @@ def test_a_search_that_was_killed_is_not_searched_again(tmp_path: Path) -> None:
     main(["search", "--out", str(tmp_path), "--cells", ",".join(SEARCHED[:3])], played)
     after = read(tmp_path, "search")["cells"]
     assert all(after[n]["trail"] == before[n]["trail"] and "all_ms" in after[n] for n in after)
-    assert len(played.timed) == 2 * (288 + 3)
+    assert len(played.timed) == 2 * (432 + 3)
 
 
 # --- the bench of a GPU, with its clock played ---------------------------------------------------------------
