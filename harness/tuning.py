@@ -225,13 +225,15 @@ class Clock:
     timings: list[Timing]
     _of: str = ""
     _tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # of one workload at a time
-    _reference: tuple[Mapping[str, int], float] | None = None  # of that workload: the first that ran, and its time
+    _reference: tuple[Mapping[str, int], float] | None = (
+        None  # of that workload: the first that ran, and its time
+    )
 
     def time_ms(self, w: Workload, choice: Mapping[str, int]) -> float | None:
         """A short timing; None where it does not run. Raises LostDevice.
 
-        The workload's first choice runs beside every other one, in turns: the time is that of the first, times the
-        ratio of the two. The GPU's clock drifts by 20 % within one search.
+        The workload's first choice runs beside every other one, in turns: the time is that of the first,
+        times the ratio of the two. The GPU's clock drifts by 20 % within one search.
         """
         time_ms, error = None, self.kernels.wrong(w, choice)
         if not error:
@@ -243,9 +245,7 @@ class Clock:
         self.timings.append(Timing(w.key, max(w.dim, w.dim_v), w.seq_q, dict(choice), time_ms, error))
         return time_ms
 
-    def _beside(
-        self, w: Workload, tensors: Mapping[str, torch.Tensor], choice: Mapping[str, int]
-    ) -> float:
+    def _beside(self, w: Workload, tensors: Mapping[str, torch.Tensor], choice: Mapping[str, int]) -> float:
         given = self.folder, self.task, w, tensors
         if self._reference is None:
             [alone] = tuning_clock.time_choices(*given, [choice], _SHORT_MS)

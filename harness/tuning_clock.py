@@ -181,9 +181,10 @@ def samples_ms(
 ) -> dict[Name, list[float]]:
     """Milliseconds of each replay with a cold L2, the graphs one after the other in every round.
 
-    So a clock that drifts does the same to all of them. Each round begins with another graph, and all launches are
-    queued behind a pause: one that the device waits for would be timed with its latency. Before each replay the GPU
-    rests for about `rest_ms`, as it does in the protocol's blocks: without, an H100 throttles, and ratios move by 5 %.
+    So a clock that drifts does the same to all of them. Each round begins with another graph, and all
+    launches are queued behind a pause: one that the device waits for would be timed with its latency. Before
+    each replay the GPU rests for about `rest_ms`, as it does in the protocol's blocks: without, an H100
+    throttles, and ratios move by 5 %.
     """
     marks: dict[Name, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in graphs}
     order = list(graphs)

@@ -46,8 +46,8 @@ def search_choices(
 ) -> dict[str, Search]:
     """The search of each workload, by its key. `time_ms` measures one choice; None where it does not run.
 
-    `together_ms` measures a few side by side, `soon` is told what is likely to be measured. Every search starts from
-    the compiler's own choice for the head dimensions, of `defaults`.
+    `together_ms` measures a few side by side, `soon` is told what is likely to be measured. Every search
+    starts from the compiler's own choice for the head dimensions, of `defaults`.
     """
     by_key = {w.key: w for w in workloads}
     cells = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from harness.tl import ir
@@ -99,8 +99,8 @@ class Schedule:
 
 FIELDS = frozenset(field.name for field in fields(Schedule))
 OPTIONAL = ("q_stages", "ahead", "carry", "arrivals", "rescale")  # off, they leave no trace in code
-# What `rescale` stands for, each with what is said of the one before. With 0 a round multiplies whatever is summed up
-# by what its maximum has grown.
+# What `rescale` stands for, each with what is said of the one before. With 0 a round multiplies whatever is
+# summed up by what its maximum has grown.
 RESCALES = (
     "every round",
     "only rows whose maximum has grown by a factor that counts, and only in warps that have such rows",

@@ -231,7 +231,9 @@ def test_keys_that_are_off_leave_no_trace() -> None:
         "rescale=", "RESCALE", "RESCALING", "moved", "in_order",
     )  # fmt: skip
     assert not [word for word in words if word in source]
-    every = lower_gluon(prog, task, choice={"consumers": 4, "BN": 64, **ALL, "rescale": 3}).files["attention.py"]
+    every = lower_gluon(prog, task, choice={"consumers": 4, "BN": 64, **ALL, "rescale": 3}).files[
+        "attention.py"
+    ]
     assert all(word in every for word in words)
 
 

@@ -211,3 +211,23 @@ def test_a_graph_can_be_captured_and_replayed_beside_other_work(folder: Path) ->
         beside = run(attention, task, w, given)
         torch.cuda.synchronize()
         assert torch.equal(out, wanted) and torch.equal(beside, wanted)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_devices_do_not_disturb_each_other(folder: Path) -> None:
+    """Whichever is the current one, with launches in flight on both, and other shapes on each."""
+    task, prog = program("reference", "mha_causal")
+    attention = built(prog, task, None, folder)
+    works = [shape(task, n, n, "fp16", heads=16, batch=2) for n in (1024, 1536)]
+    given = [{n: t.to(f"cuda:{d}") for n, t in on_gpu(task, w, d).items()} for d, w in enumerate(works)]
+    alone = [
+        run(attention, task, w, {n: t.to("cuda:0") for n, t in g.items()})
+        for w, g in zip(works, given, strict=True)
+    ]
+    outs = [[torch.full_like(alone[d], float("nan"), device=f"cuda:{d}") for _ in range(10)] for d in (0, 1)]
+    for n, current, d in itertools.product(range(5), (0, 1), (0, 1)):
+        with torch.cuda.device(current):
+            attention(**given[d], out=outs[d][2 * n + current], **task.scalars(works[d]))
+    for d in (0, 1):
+        torch.cuda.synchronize(d)
+        assert all(torch.equal(out.to("cuda:0"), alone[d]) for out in outs[d]), d

@@ -59,7 +59,7 @@ LOG2_E = gl.constexpr(1.4426950408889634)
 RESCALING = '''
 
 def _rescaling(count: int) -> str:
-    """Assembly: so many values by as many factors, of two rows in turn. A warp in which all factors are 1 skips it."""
+    """Assembly: so many values by as many factors, of two rows in turn. Warps with nothing but 1 skip it."""
     kept = [f"mov.b32 ${n}, ${count + n};" for n in range(count)]
     times = [f"mul.f32 ${n}, ${n}, ${2 * count + n};" for n in range(count)]
     return " ".join([

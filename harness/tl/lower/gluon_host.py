@@ -37,8 +37,13 @@ def _opening(program: ir.Program, task: TaskLike, kernels: Sequence[Kernel]) -> 
         *sizes(task),
         f"served = _capability({first}.device) == (9, 0) and {first}.dtype in OPERANDS and {wide}",
     ]
-    out = [line for code in lines for line in statement(code, 1)]
     given = ", ".join([*tensors, "scale=scale", *(f"{p.name}={p.name}" for p in task.parameters)])
+    out = [
+        f"    if {first}.is_cuda and {first}.get_device() != torch.cuda.current_device():",
+        f"        with torch.cuda.device({first}.device):",
+        *statement(f"return attention({given})", 3),
+    ]
+    out += [line for code in lines for line in statement(code, 1)]
     sliced = _slices(kernels)
     rest = "".join(f" and {python_text(w)} == _padded({python_text(w)})" for w in sliced)
     out += [f"    if not (served and _described({', '.join(tensors)}){rest}):"]

@@ -110,8 +110,8 @@ def _head_group(heads: int, bytes_per_head: int, wanted: int) -> int:
     """How many of the heads are worked on together; a divisor of their number."""
     if wanted:
         return math.gcd(heads, wanted)
-    group = 1
-    while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= max(L2_BYTES, LEAST_HEADS * bytes_per_head):
+    group, most = 1, max(L2_BYTES, LEAST_HEADS * bytes_per_head)
+    while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= most:
         group *= 2
     return group
 '''

@@ -147,7 +147,7 @@ def as_operand(x, LAYOUT: gl.constexpr, OPERAND: gl.constexpr):
 
 @gluon.jit
 def moved(found, old):
-    """A new maximum where it counts. Powers of e above the old one stay below 245, of which fp16 has no trouble."""
+    """A new maximum where it counts: powers of e above the old one stay below 245, well inside fp16."""
     return gl.where(found > old + 5.5, found, old)
 
 
@@ -171,7 +171,7 @@ def rescaled(x, factor, RESCALE: gl.constexpr):
 
 @gluon.jit
 def in_order(sums, RESCALE: gl.constexpr):
-    """Sums of powers. A way out that none can take keeps ptxas from waiting for a product before they are there."""
+    """Sums of powers. A way out that none can take keeps ptxas from waiting for a product before them."""
     if RESCALE == 3:
         sums = gl.inline_asm_elementwise(
             "{ .reg .pred p; setp.lt.f32 p, $1, 0fBF800000; @p exit; mov.f32 $0, $1; }", "=f,f", [sums],

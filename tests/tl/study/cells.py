@@ -25,7 +25,11 @@ ABLATION = (
 SEARCHED = tuple(f"mha_causal:{n}:{d}" for d in (128, 64) for n in ("512", "2k", "16k"))
 BASE = "as chosen"
 AGAIN = "as chosen, again"  # captured a second time: what differs between the two is noise
-WAYS = {"ahead": "tickets ahead", "carry": "product of the next tile first", "arrivals": "arrivals of threads"}
+WAYS = {
+    "ahead": "tickets ahead",
+    "carry": "product of the next tile first",
+    "arrivals": "arrivals of threads",
+}
 HUMANS = ("cudnn", "flash-attn-4")
 
 
