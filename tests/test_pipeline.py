@@ -34,9 +34,10 @@ def test_a_kernel_of_ones_own_goes_the_whole_way_once(tmp_path):
         assert measured.noise is not None
         assert measured.judge_slope_ms is not None
         assert measured.ratio.anchor in ("sdpa-flash", "naive")
-        assert {r.measurement.ratio.anchor for r in results if r.workload == result.workload} == {
-            measured.ratio.anchor
-        }
+        beside = {r.measurement.ratio.anchor for r in results if r.workload == result.workload}
+        assert (
+            measured.ratio.anchor in beside <= {"sdpa-flash", "naive"}
+        )  # a row timed anew may have the other
         timed = [c for c in result.verification.checks if c.timed]
         assert len(timed) >= 2
         assert {c.recipe for c in timed} == {"normal"}
