@@ -28,8 +28,6 @@ from harness.worker.moves import draw, to_json
 SECOND_LOOKS = 24  # of the judge's clock, before it contradicts a claim
 QUICK = 2.0  # times the 10th percentile
 PROFILED = 5  # calls on a CPU
-CROWDED = 0.05  # of the looks' time spent waiting for processors: others are busy
-APART = 1.25  # times as long as side by side, threads may take in turns
 CLAIMS, CALLS = 8, 3  # blocks, and calls in each, of a claim that is made anew
 
 
@@ -56,13 +54,6 @@ def told(claimed: Summary) -> str:
 def _by_median(claimed: Summary) -> Summary:
     """The claim as if its quick calls were no quicker: what is reported of it is the median."""
     return claimed.model_copy(update={"p10_ms": claimed.median_ms})
-
-
-def _as_if_alone(claimed: Summary, times: float) -> Summary:
-    """The claim as if its threads had taken turns."""
-    return claimed.model_copy(
-        update={"p10_ms": times * claimed.p10_ms, "median_ms": times * claimed.median_ms}
-    )
 
 
 class Looks:
@@ -99,8 +90,6 @@ class Looks:
         contradicts, the claim was made at another time than the looks: it is made anew, between further
         looks. If that one stands, neither is to be believed; nor where the quick calls alone contradict,
         and the median, which is what would be reported, does not: on such a machine nobody is convicted.
-        Nor on a CPU that others use, where the claim would stand if the worker's threads took turns: there
-        they wait for one another once results are fetched one by one.
         """
         seen = self._seen.get(contender.name)
         if seen is None:
@@ -112,14 +101,11 @@ class Looks:
         if self.contradicts(seen.clock.slope_ms, claimed, contender.captured):
             anew = self._claim_anew(contender, seen)
             slope_ms = seen.clock.slope_ms
-            made = [anew, _by_median(claimed), _by_median(anew)]
-            if self._bench.kind == "cpu" and seen.clock.crowding >= CROWDED:
-                made += [_as_if_alone(c, APART * seen.clock.threads) for c in (claimed, anew)]
-            if not all(self.contradicts(slope_ms, c, contender.captured) for c in made):
+            reported = [_by_median(claimed), _by_median(anew)]
+            if not all(self.contradicts(slope_ms, c, contender.captured) for c in (anew, *reported)):
                 raise Unsteady(
                     f"claimed {told(claimed)}, and later {told(anew)}; "
-                    f"the judge saw {slope_ms:.4f} ms from outside, "
-                    f"{seen.clock.crowding:.0%} of its time waiting for processors"
+                    f"the judge saw {slope_ms:.4f} ms from outside"
                 )
         return seen.clock.slope_ms
 

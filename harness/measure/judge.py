@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.measure.sight import Sight, busiest_ms, kept_waiting_ms, side_by_side, waited_ms
+from harness.measure.sight import Sight, busiest_ms, kept_waiting_ms
 
 BURST_MS = 20.0  # what a burst of the first look lasts; each further look halves it, so many times:
 HALVINGS = 5  # down to what fits between two interruptions
@@ -84,18 +84,11 @@ class JudgesClock:
         self._burst, self._most, self._clock, self._sight = burst, most, clock, sight
         self._looks = 0
         self._wall, self._processor = Least(), Least()
-        self._lasted_ms = self._waited_ms = 0.0
-        self.threads = 1  # of the worker, that worked side by side
 
     @property
     def slope_ms(self) -> float:
         """Time of a call with warm caches, at least, less what asking and fetching costs."""
         return max(self._wall.slope_ms, self._processor.slope_ms)
-
-    @property
-    def crowding(self) -> float:
-        """Time that worker and judge waited for processors, by the time of all bursts."""
-        return self._waited_ms / self._lasted_ms if self._lasted_ms else 0.0
 
     @property
     def at_most_ms(self) -> float:
@@ -137,9 +130,6 @@ class JudgesClock:
         self._burst.run(calls, call=call)
         wall = (self._clock() - begin) * 1e3
         after = self._sight()
-        self._lasted_ms += wall
-        self._waited_ms += waited_ms(before, after)
-        self.threads = max(self.threads, side_by_side(before, after))
         return wall - kept_waiting_ms(wall, before, after), busiest_ms(before, after)
 
 

@@ -10,15 +10,12 @@ taken off.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.worker.family import thread_files
-
-SHARE = 0.1  # of the busiest thread's time: who ran for less only looked on
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,6 @@ class Sight:
     own: Spell = Spell(0.0)  # the judge's
     ran_ms: float = 0.0  # processor time of the worker's processes, with that of threads which have ended
     begun: int | None = None  # processes and threads that ever began on this machine; None: not told
-    processors: int = 1  # that each of the worker's threads may use, at least
 
 
 def spells(pids: Iterable[int]) -> dict[int, Spell]:
@@ -58,8 +54,7 @@ def sight_of(pids: Iterable[int]) -> Sight:
         begun = _begun()
     except (OSError, ValueError, IndexError):
         return Sight(spells(pids))
-    threads = spells(pids)
-    return Sight(threads, own, ran_ms, begun, _processors(threads))
+    return Sight(spells(pids), own, ran_ms, begun)
 
 
 def busiest_ms(before: Sight, after: Sight) -> float:
@@ -76,18 +71,8 @@ def kept_waiting_ms(wall_ms: float, before: Sight, after: Sight) -> float:
     ):
         return 0.0
     ran = after.ran_ms - before.ran_ms + after.own.ran_ms - before.own.ran_ms
-    return max(0.0, min(waited_ms(before, after), wall_ms - ran))
-
-
-def side_by_side(before: Sight, after: Sight) -> int:
-    """How many of the worker's threads can have worked at once: those that did a share, by processors."""
-    ran = [ms for ms, _ in _spent(before, after)]
-    return min(after.processors, sum(ms > SHARE * max(ran) for ms in ran))
-
-
-def waited_ms(before: Sight, after: Sight) -> float:
-    """How long worker and judge were ready to run while others did, all threads that are told of together."""
-    return after.own.waited_ms - before.own.waited_ms + sum(ms for _, ms in _spent(before, after))
+    waited = after.own.waited_ms - before.own.waited_ms + sum(ms for _, ms in _spent(before, after))
+    return max(0.0, min(waited, wall_ms - ran))
 
 
 def _spent(before: Sight, after: Sight) -> list[tuple[float, float]]:
@@ -105,14 +90,6 @@ def _spell(file: Path) -> Spell:
 def _clock_of(pid: int) -> int:
     """The clock of a process's processor time: the kernel's own encoding, see clock_getcpuclockid(3)."""
     return (~pid << 3) | 2
-
-
-def _processors(threads: Iterable[int]) -> int:
-    """Those that every one of the threads may use; 1 where that is not told."""
-    try:
-        return min((len(os.sched_getaffinity(thread)) for thread in threads), default=1)
-    except OSError:
-        return 1
 
 
 def _begun() -> int:

@@ -227,6 +227,5 @@ def test_waiting_for_a_processor_in_every_burst_convicts_nobody(each_ms):
             for _ in range(LOOKS):
                 clock.look()
             found.append(clock.slope_ms)
-    assert clock.crowding == 0.0 and clock.threads == 1  # nothing was told of the last one
     assert all(ms == pytest.approx(each_ms, rel=0.01) for ms in excused)
     assert any(contradicts(each_ms, ms, CPU_SLACK_MS) for ms in plain)

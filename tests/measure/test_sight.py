@@ -5,13 +5,12 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.measure.sight import Sight, Spell, busiest_ms, kept_waiting_ms, side_by_side, sight_of, waited_ms
+from harness.measure.sight import Sight, Spell, busiest_ms, kept_waiting_ms, sight_of
 
 times = st.floats(0, 100)
 BEFORE = Sight({1: Spell(5.0, 1.0), 2: Spell(1.0, 0.0)}, Spell(3.0, 2.0), 6.0, 40)
@@ -55,15 +54,6 @@ def test_work_of_a_thread_that_spins_hides_no_work_of_another():
     after = later(one=(2.0, 2.0), two=(2.0, 2.0))
     assert 4.0 - kept_waiting_ms(4.0, BEFORE, after) >= 2.0
     assert kept_waiting_ms(4.0, BEFORE, later(one=(0.1, 3.9), ran=4.0)) == pytest.approx(0.0)  # in a process
-
-
-def test_waiting_is_told_whoever_began_and_threads_that_share_the_work_are_counted():
-    after = later(one=(2.0, 1.0), two=(1.5, 0.5), own=(0.1, 0.5), begun=50)
-    assert waited_ms(BEFORE, after) == pytest.approx(2.0) and kept_waiting_ms(9.0, BEFORE, after) == 0.0
-    assert side_by_side(BEFORE, replace(after, processors=2)) == 2
-    assert side_by_side(BEFORE, replace(after, processors=1)) == 1
-    assert side_by_side(BEFORE, replace(later(one=(2.0, 0.0), two=(0.1, 9.0)), processors=2)) == 1
-    assert side_by_side(Sight(), Sight()) == 0
 
 
 def test_processor_time_of_several_threads_is_no_longer_than_the_time_that_passed():
