@@ -20,7 +20,7 @@ from tasks import find
 
 PROGRAMS = {e.task: check(e.text, find(e.task)).program for e in corpus() if e.name.startswith("reference")}
 LOST = {Fate.STALE, Fate.OVERWRITTEN}
-FEW = settings(max_examples=20, deadline=None)
+FEW = settings(derandomize=True, max_examples=20, deadline=None)
 
 
 def events_of(
