@@ -53,7 +53,7 @@ def run(
             EXIT_USAGE,
         )
     program = report.program
-    if not any(choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend) for w in workloads):
+    if not any(choices(program, task, target, w, backend) for w in workloads):
         fail(f"no choice of the program's tiles fits on {target.name}; see: attnbench tl space", EXIT_FOUND)
     try:
         with tempfile.TemporaryDirectory() as scratch, Bar(output(as_json=True), "tuning") as bar:

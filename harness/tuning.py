@@ -18,7 +18,7 @@ from harness import tuning_clock
 from harness.crew import Crew, LostDevice
 from harness.targets import Target
 from harness.tl import ir
-from harness.tl.lower import cute_choices, gluon_choices
+from harness.tl.lower import cute_choices
 from harness.tl.lower.carried import Carried, Searched
 from harness.tl.lower.choices import Row, accumulator_registers, candidates, shared_bytes
 from harness.tl.lower.cute import lower_cute
@@ -93,13 +93,14 @@ class Tuned:
 
 
 def choices(
-    program: ir.Program, target: Target, dim: int, dim_v: int, element: int, backend: str = "triton"
+    program: ir.Program, task: Task, target: Target, w: Workload, backend: str = "triton"
 ) -> list[dict[str, int]]:
     """The tile and launch choices worth compiling: those whose tiles fit in shared memory and registers."""
+    dim, dim_v, element = w.dim, w.dim_v, w.torch_dtype.itemsize
     if backend == "cuda":
         return cute_choices.fitting(program, target, dim, dim_v)
     if backend == "gluon":
-        return gluon_choices.fitting(program, target, dim, dim_v)
+        return hopper_choices(program, task, target, (dim, dim_v))
     limit = (target.smem_per_block or 99 * 1024) - 2048
     return [
         c
@@ -127,12 +128,8 @@ def tune(
     what was timed until then decides.
     """
     began = time.monotonic()
-    spaces = {
-        (w.dim, w.dim_v): hopper_choices(program, task, target, (w.dim, w.dim_v))
-        if backend == "gluon"
-        else choices(program, target, w.dim, w.dim_v, w.torch_dtype.itemsize, backend)
-        for w in workloads
-    }
+    by_dims = {(w.dim, w.dim_v): w for w in workloads}
+    spaces = {dims: choices(program, task, target, w, backend) for dims, w in by_dims.items()}
     searched = backend in SEARCHED and not everything
     source = searchable(program, task, spaces, backend)
     folder = str(source.write(scratch / source.name))

@@ -96,7 +96,7 @@ def test_each_compilation_and_each_timing_moves_the_bar(
 ) -> None:
     task, program = reference("mha_causal")
     first, second = task.workloads["models"][:2]
-    space = tuning.choices(program, H100, first.dim, first.dim_v, 2)[:5]
+    space = tuning.choices(program, task, H100, first)[:5]
     played = Played(monkeypatch, lambda w, choice: 1.0 + space.index(dict(choice)))
     played.wrong = lambda choice: "it spills" if choice == space[0] else ""
     monkeypatch.setattr(tuning, "choices", lambda *_: space)

@@ -46,7 +46,7 @@ class Schedule:
     ahead: int = 0  # 1: the next tile's ticket is drawn as a tile begins, and its indices are handed over
     carry: int = 0  # 1: the next tile's first products are issued before this tile's result leaves
     arrivals: int = 0  # 1: every thread of a consumer gives a place back by itself
-    rescale: int = 0  # where a softmax rescales: see RESCALES
+    rescale: int = 0  # of RESCALES
 
     @classmethod
     def of(cls, program: ir.Program, choice: Mapping[str, int] | None = None) -> Schedule:
@@ -99,14 +99,10 @@ class Schedule:
 
 FIELDS = frozenset(field.name for field in fields(Schedule))
 OPTIONAL = ("q_stages", "ahead", "carry", "arrivals", "rescale")  # off, they leave no trace in code
-# What `rescale` stands for, each with what is said of the one before. With 0 a round multiplies whatever is
-# summed up by what its maximum has grown.
-RESCALES = (
-    "every round",
-    "only rows whose maximum has grown by a factor that counts, and only in warps that have such rows",
-    "the left operand of the last product is rounded while the product before it may still run",
-    "that product is waited for after the round's exponentials",
-)
+# Where a softmax rescales what it has summed up. 0: every round; 1: only rows whose maximum has grown by a
+# factor that counts, and only in warps that have such rows; 2: and the left operand of the last product is
+# rounded while the product before it may still run; 3: and that product is waited for after the exponentials.
+RESCALES = range(4)
 
 
 def asks_for_roles(program: ir.Program) -> bool:

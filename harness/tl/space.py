@@ -73,7 +73,8 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
     overlaps = (1, 0) if any(ahead(loop) is not None for loop in loops) else (0,)
     longest = int(any(grows(k, a.name) for k in program.kernels for a in k.grid if a.role == "rows"))
     own = {name: values for name, values in program.parameters if name not in (rows, columns)}
-    wide: Sequence[int] = COLUMNS if columns else (0,)
+    told = dict(program.parameters)[columns] if columns else (0,)
+    wide: Sequence[int] = COLUMNS if len(told) > 1 else told  # one value is the program's own decision
     line = spanned(program)
     tried = {key: line.get(key, values) for key, values in TRIED.items()}
     for consumers, column, *others in itertools.product(CONSUMERS, wide, *own.values()):

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tests.tl.assembly import WARPGROUP, elementwise
+
 PATIENCE = 20.0  # seconds until a wait counts as a deadlock
 LAG = 0.0  # seconds that products take longer
 HEAD_END = "LOG2_E = "
-WARPGROUP = 128  # threads
 
 
 class Deadlock(RuntimeError):
@@ -250,15 +251,13 @@ class Device:
         assert all(value is not None for value in found), "a product is read that may still run"
         return found[0] if len(found) == 1 else found
 
-    def _asm(self, text: str, constraints: str, args: list[Tensor], **_: Any) -> Any:
+    def _asm(self, text: str, constraints: str, args: list[Tensor], pack: int = 1, **_: Any) -> Any:
         if text.startswith("cvt.rn.f16x2"):
             return args[0].half()
         if text.startswith("cvt.rn.bf16x2"):
             return args[0].bfloat16()
-        if "vote" in text:  # values times factors
-            return args[0] * args[1]
-        if "exit" in text:
-            return args[0]
+        if text.startswith("{"):
+            return elementwise(text, args, pack)
         what, number = text.split()[0], int(text.split()[1].rstrip(","))
         if what == "bar.arrive":
             self.named[number].release()

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,14 @@ from harness.tl.interpret import interpret
 from harness.tl.lower.backends import lower
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.gluon_aot import compile_for_hopper
-from harness.tl.lower.gluon_choices import LIMIT, complete, default_table, fitting, shared_bytes
+from harness.tl.lower.gluon_choices import LIMIT, complete, default_table, shared_bytes
 from harness.tl.lower.lowered import LowerError
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
+from harness.tuning_search import hopper_choices
 from tasks import Task, find
+from tasks.oracle import expected
+from tests.tl.assembly import LeftKernel
 from tests.tl.gluon_emulator import Deadlock, Device
 from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape, text_of
 
@@ -237,16 +241,53 @@ def test_keys_that_are_off_leave_no_trace() -> None:
     assert all(word in every for word in words)
 
 
-def test_rows_are_rescaled_rarely_and_the_result_is_the_same() -> None:
-    """A maximum that grows little by little stays behind by 5.5 at most; one that leaps is followed at once."""
-    from tests.tl.gluon_emulator import Device
-
+def helpers_of(rescale: int) -> Any:
     task, prog = program("reference", "mha_causal")
-    source = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64, "rescale": 2}).files["attention.py"]
-    moved = Device().module(source).moved
+    choice = {"consumers": 2, "BN": 64, "rescale": rescale}
+    return Device().module(lower_gluon(prog, task, choice=choice).files["attention.py"])
+
+
+def test_a_maximum_moves_where_it_counts() -> None:
+    """One that grows little by little stays behind by 5.5 at most; one that leaps is followed at once."""
     old = torch.tensor([0.0, 0.0, 0.0, -math.inf, -math.inf])
     found = torch.tensor([5.0, 6.0, -1.0, 3.0, -math.inf])
-    assert moved(found, old).tolist() == [0.0, 6.0, 0.0, 3.0, -math.inf]
+    assert helpers_of(1).moved(found, old).tolist() == [0.0, 6.0, 0.0, 3.0, -math.inf]
+
+
+@pytest.mark.parametrize("columns", [16, 32, 64, 128, 256])
+def test_the_assembly_multiplies_every_row_of_a_warp_that_has_one_to_rescale(columns: int) -> None:
+    """A warp holds sixteen rows, a thread two of them. Factors of 1 change no bit, whoever skips them."""
+    rescaled = helpers_of(1).rescaled
+    x = torch.randn(64, columns, generator=torch.Generator().manual_seed(columns))
+    for rows in ([], [0], [8], [63], [5, 21, 40], list(range(64))):
+        factor = torch.ones(64, 1)
+        factor[rows] = 0.37
+        assert torch.equal(rescaled(x, factor, 1), x * factor), rows
+
+
+def test_no_sum_of_powers_takes_the_way_out() -> None:
+    in_order = helpers_of(3).in_order
+    sums = torch.tensor([0.0, 1.0, 3e38, math.inf, math.nan])
+    assert torch.equal(in_order(sums, 3).nan_to_num(7.0), sums.nan_to_num(7.0))
+    with pytest.raises(LeftKernel):
+        in_order(torch.tensor([-2.0]), 3)
+
+
+@pytest.mark.parametrize("rescale", [0, 1, 2, 3])
+@pytest.mark.parametrize("step", [0.05, 0.4, 3.0])
+def test_rare_rescaling_gives_the_result_where_maxima_keep_growing(rescale: int, step: float) -> None:
+    """Later keys score higher and higher: by little, by less than what counts in a round, and by leaps."""
+    task, prog = program("reference", "mha")
+    w = shape(task, 128, 512, "fp16")
+    given = inputs(task, w)
+    given["q"] = torch.ones_like(given["q"]) / w.dim**0.5
+    ramp = step * torch.arange(w.seq_k).view(1, -1, 1, 1) / (task.scalars(w)["scale"] * w.dim**0.5)
+    given["k"] = (ramp - ramp.max()).expand_as(given["k"]).to(given["k"].dtype).contiguous()
+    lowered = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64, "rescale": rescale})
+    out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
+    Device().module(lowered.files["attention.py"]).attention(**given, out=out, **task.scalars(w))
+    wanted = expected(task, w, given, torch.float64)["out"]
+    assert (out.double() - wanted.double()).abs().max() < TOLERANCE["fp16"]
 
 
 def test_a_carried_product_is_issued_before_the_result_is_stored() -> None:
@@ -318,7 +359,7 @@ def test_rounds_run_backwards_only_where_their_order_is_free() -> None:
 
 
 def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
-    _, prog = program("reference", "mha_causal")
+    task, prog = program("reference", "mha_causal")
     rows = {row.dim: dict(row.choice) for row in default_table(prog)}
     assert (rows[128]["BM"], rows[128]["BN"], rows[128]["consumers"], rows[128]["pingpong"]) == (
         128,
@@ -327,9 +368,10 @@ def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
         0,
     )
     assert (rows[64]["BM"], rows[64]["BN"], rows[64]["consumers"], rows[64]["pingpong"]) == (192, 128, 3, 1)
+    assert {dim: row["q_stages"] for dim, row in rows.items()} == {64: 2, 128: 2, 192: 2, 256: 1}
     for dim, row in rows.items():
         assert shared_bytes(prog, row, dim, 128 if dim == 192 else dim) <= LIMIT
-    assert len(fitting(prog, None, 128, 128)) > 4
+    assert len(hopper_choices(prog, task, find_target("h100"), (128, 128))) > 4
 
 
 def scheduled(tile: str, schedule: str) -> tuple[Task, ir.Program]:
@@ -346,7 +388,7 @@ def test_a_schedule_of_single_values_is_what_the_kernel_does() -> None:
         "consumers": 3, "stages": 3, "overlap": 0, "persistent": 1, "longest_first": 0, "heads": 8,
         "registers": 152, "BM": 192, "BN": 64,
     }  # fmt: skip
-    for row in (*default_table(prog), *fitting(prog, None, 64, 64)):
+    for row in (*default_table(prog), *hopper_choices(prog, task, find_target("h100"), (64, 64))):
         told = row if isinstance(row, dict) else dict(row.choice)
         assert told | wanted == told
     files = lower_gluon(prog, task).files
@@ -354,9 +396,9 @@ def test_a_schedule_of_single_values_is_what_the_kernel_does() -> None:
 
 
 def test_a_key_of_several_values_is_left_to_the_compiler() -> None:
-    _, prog = scheduled("BM in {64, 128}, BN in {64, 128}", "overlap in {off, on}, stages in {2, 3}")
+    task, prog = scheduled("BM in {64, 128}, BN in {64, 128}", "overlap in {off, on}, stages in {2, 3}")
     assert {dict(row.choice)["overlap"] for row in default_table(prog)} == {1}
-    assert {c["overlap"] for c in fitting(prog, None, 64, 64)} == {0, 1}
+    assert {c["overlap"] for c in hopper_choices(prog, task, find_target("h100"), (64, 64))} == {0, 1}
 
 
 def test_a_choice_is_completed_from_its_rows() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
-from harness.targets import Target
 from harness.tl import ir
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.choices import Row
@@ -101,8 +100,8 @@ def unfit(program: ir.Program, choice: Mapping[str, int]) -> str | None:
         return f"stages = {choice['stages']}: a tile needs a place"
     if choice["q_stages"] not in (1, 2):
         return f"q_stages = {choice['q_stages']}: query rows have one place or two"
-    if choice["rescale"] not in range(len(RESCALES)):
-        return f"rescale = {choice['rescale']}: there are {len(RESCALES)} ways"
+    if choice["rescale"] not in RESCALES:
+        return f"rescale = {choice['rescale']}: a whole number from {RESCALES[0]} to {RESCALES[-1]}"
     if choice["persistent"] not in range(len(GRIDS)):
         return f"persistent = {choice['persistent']}: there are {len(GRIDS)} kinds of grid"
     if choice["registers"] % 8 or not 0 <= choice["registers"] <= 255:
@@ -132,58 +131,6 @@ def _held(columns: int) -> int:
     """Columns that powers of two hold."""
     padded = max(16, 1 << (columns - 1).bit_length())
     return columns if columns * 4 == padded * 3 else padded
-
-
-def registers(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v: int) -> int:
-    """32-bit registers of a thread that the two largest tiles take, and a third of half their type."""
-    env = {**choice, "dim": dim, "dim_v": dim_v}
-    rows = int(evaluate(rows_of(program), env))
-    sizes = sorted(
-        (
-            _held(int(evaluate(tile.shape[1], env))) // 2
-            for kernel in program.kernels for tile in kernel.tiles
-            if tile.level is Level.REGISTER and evaluate(tile.shape[0], env) == rows
-        ), reverse=True,
-    )  # fmt: skip
-    return sum(sizes[:2]) + (sizes[1] // 2 if len(sizes) > 1 else 0)
-
-
-def space(program: ir.Program) -> Iterator[dict[str, int]]:
-    """Choices that a search tries: tiles with consumers, stages, overlap, turns and groups of heads.
-
-    Tickets only: a block for each tile was behind in every cell that was measured.
-    """
-    rows = rows_of(program)
-    others = [n for n, _ in program.parameters if ir.Sym(n) != rows]
-    seen: set[tuple[tuple[str, int], ...]] = set()
-    for consumers, size, stages, (overlap, pingpong), heads in itertools.product(
-        (2, 3), (128, 64), (2, 3), ((1, 0), (1, 1), (0, 0)), (0, 4, 32)
-    ):
-        tiles = {
-            n: size if len(choices) > 1 else choices[0] for n, choices in program.parameters if n in others
-        }
-        asked = {
-            **tiles, "consumers": consumers, "stages": stages, "overlap": overlap, "pingpong": pingpong,
-            "heads": heads, **decided(program),
-        }  # fmt: skip
-        try:
-            full = complete(program, asked)
-        except LowerError:
-            continue
-        key = tuple(full.items())
-        if key not in seen and unfit(program, full) is None:
-            seen.add(key)
-            yield full
-
-
-def fitting(program: ir.Program, target: Target | None, dim: int, dim_v: int) -> list[dict[str, int]]:
-    """Choices whose tiles have room in shared memory and in registers."""
-    del target  # there is one
-    return [
-        choice for choice in space(program)
-        if shared_bytes(program, choice, dim, dim_v) <= LIMIT
-        and registers(program, choice, dim, dim_v) <= REGISTERS[choice["consumers"]][0] - 56
-    ]  # fmt: skip
 
 
 def default_table(program: ir.Program) -> tuple[Row, ...]:

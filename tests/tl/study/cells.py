@@ -95,7 +95,6 @@ def variants(cell: Cell, base: Mapping[str, int]) -> tuple[dict[str, dict[str, i
 
 def _changes(cell: Cell, base: Mapping[str, int]) -> dict[str, dict[str, int]]:
     schedule = Schedule(**{k: v for k, v in base.items() if k in FIELDS})
-    two, one = "two places for query rows", "one place for query rows"
     even = schedule.pool // (WARPGROUP * (schedule.consumers + 1))  # registers before any are handed over
     found = {
         "no overlap": {"overlap": 0, "pingpong": 0},
@@ -106,8 +105,9 @@ def _changes(cell: Cell, base: Mapping[str, int]) -> dict[str, dict[str, int]]:
         "another stage": {"stages": base["stages"] + 1},
         "one consumer less": {"consumers": base["consumers"] - 1},
         "no registers handed over": {"registers": even // 8 * 8},
-        one if base["q_stages"] == 2 else two: {"q_stages": 3 - base["q_stages"]},
-        **{f"rescale = {n}": {"rescale": n} for n in range(len(RESCALES)) if n != base["rescale"]},
+        "one place for query rows": {"q_stages": 1},
+        "two places for query rows": {"q_stages": 2},
+        **{f"rescale = {n}": {"rescale": n} for n in RESCALES},
         **{f"{'no ' if base[key] else ''}{words}": {key: 1 - base[key]} for key, words in WAYS.items()},
     }
     if grows_of(cell.program):
