@@ -34,10 +34,11 @@ def test_a_kernel_of_ones_own_goes_the_whole_way_once(tmp_path):
         assert measured.noise is not None
         assert measured.judge_slope_ms is not None
         assert measured.ratio.anchor in ("sdpa-flash", "naive")
-        beside = {r.measurement.ratio.anchor for r in results if r.workload == result.workload}
-        assert (
-            measured.ratio.anchor in beside <= {"sdpa-flash", "naive"}
-        )  # a row timed anew may have the other
+        rows = [r for r in results if r.workload == result.workload]
+        if {r.measurement.ratio.anchor for r in rows} != {measured.ratio.anchor}:
+            # On a busy machine it was timed anew, when both were recorded: then beside the faster one.
+            human = {r.candidate.name: r.measurement.device_time.median_ms for r in rows if r not in mine}
+            assert measured.ratio.anchor == min(human, key=human.get)
         timed = [c for c in result.verification.checks if c.timed]
         assert len(timed) >= 2
         assert {c.recipe for c in timed} == {"normal"}

@@ -6,6 +6,7 @@ import difflib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -243,7 +244,7 @@ def test_keys_that_are_off_leave_no_trace() -> None:
 
 def helpers_of(rescale: int) -> Any:
     task, prog = program("reference", "mha_causal")
-    choice = {"consumers": 2, "BN": 64, "rescale": rescale}
+    choice = {"consumers": 2, "BN": 64, "overlap": 1, "rescale": rescale}
     return Device().module(lower_gluon(prog, task, choice=choice).files["attention.py"])
 
 
@@ -283,7 +284,7 @@ def test_rare_rescaling_gives_the_result_where_maxima_keep_growing(rescale: int,
     given["q"] = torch.ones_like(given["q"]) / w.dim**0.5
     ramp = step * torch.arange(w.seq_k).view(1, -1, 1, 1) / (task.scalars(w)["scale"] * w.dim**0.5)
     given["k"] = (ramp - ramp.max()).expand_as(given["k"]).to(given["k"].dtype).contiguous()
-    lowered = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64, "rescale": rescale})
+    lowered = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64, "overlap": 1, "rescale": rescale})
     out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
     Device().module(lowered.files["attention.py"]).attention(**given, out=out, **task.scalars(w))
     wanted = expected(task, w, given, torch.float64)["out"]
@@ -509,3 +510,40 @@ def test_a_carried_product_neither_spills_nor_makes_others_wait(
     assert "cp.async.mbarrier.arrive.noinc" in between.ptx
     found = between.opcodes()
     assert not found or found["WARPGROUP"] < found["HGMMA"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dim", "choice"),
+    [
+        ("mha", 128, {"consumers": 2, "BN": 128}),
+        ("mha_causal", 64, {"consumers": 3, "BN": 128, "pingpong": 1}),
+    ],
+)
+def test_rare_rescaling_spills_nothing_and_the_last_way_alone_waits_after_the_exponentials(
+    name: str, dim: int, choice: dict[str, int]
+) -> None:
+    task, prog = program("reference", name)
+    w = shape(task, 4096, 4096, "fp16", heads=16).with_(dim=dim, dim_v=dim)
+    late = {}
+    for rescale in (0, 1, 2, 3):
+        lowered = lower_gluon(prog, task, choice={**choice, "overlap": 1, "rescale": rescale})
+        (kernel,) = compile_for_hopper(lowered, task, w)
+        found = kernel.instructions()
+        assert kernel.spill_bytes == 0 and kernel.opcodes()["WARPGROUP"] <= kernel.opcodes()["HGMMA"]
+        assert ("vote.sync.any.pred" in kernel.ptx) == (rescale > 0)
+        late[rescale] = _rounds_that_end_in_a_wait(found)
+        if not found:
+            pytest.skip("no disassembler")
+    assert late[3] > 0 == late[0] == late[1] == late[2]
+
+
+def _rounds_that_end_in_a_wait(instructions: list[str]) -> int:
+    """How often the exponentials of a round lie between two waits for products, with none issued there."""
+    counts, since = 0, Counter[str]()
+    for op in instructions:
+        if op.startswith("WARPGROUP.DEPBAR"):
+            counts += since["MUFU.EX2"] >= 32 and not since["HGMMA"]
+            since.clear()
+        since["HGMMA" if op.startswith("HGMMA") else op] += 1
+    return counts

@@ -33,16 +33,20 @@ class Compiled:
     cubin: bytes
     ptx: str
 
-    def opcodes(self) -> Counter[str]:
-        """How often each instruction stands in the machine code; empty without a disassembler."""
+    def instructions(self) -> list[str]:
+        """The machine code's, in order, without operands; empty without a disassembler."""
         disassembler = tool("nvdisasm")
         if disassembler is None:
-            return Counter()
+            return []
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.cubin)
             file.flush()
             run = subprocess.run([disassembler, file.name], capture_output=True, text=True, check=False)
-        return Counter(name.split(".")[0] for name in _OPCODE.findall(run.stdout) if name[0] != ".")
+        return [name for name in _OPCODE.findall(run.stdout) if name[0] != "."]
+
+    def opcodes(self) -> Counter[str]:
+        """How often each instruction stands in the machine code, whatever its variant."""
+        return Counter(name.split(".")[0] for name in self.instructions())
 
 
 def compile_for_hopper(lowered: Lowered, task: TaskLike, workload: WorkloadLike) -> list[Compiled]:
