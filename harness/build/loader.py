@@ -19,6 +19,7 @@ from harness.build.backends import BACKENDS, Backend, DeviceKind
 Attention = Callable[..., object]
 
 ENTRY_POINT = "attention"
+_LOADED_FROM: set[Path] = set()  # candidates' folders of this process; some are gone since
 
 
 class BuildError(RuntimeError):
@@ -91,11 +92,12 @@ def _import(folder: Path, entry: str) -> ModuleType:
 
 @contextmanager
 def _siblings(folder: Path) -> Iterator[None]:
-    """`folder` first on sys.path, and no stale module of another candidate with a sibling's name."""
+    """`folder` first on sys.path, and no module of a candidate loaded before with a sibling's name."""
+    _LOADED_FROM.add(folder)
     names = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
     for name in names:
         loaded = getattr(sys.modules.get(name), "__file__", None)
-        if loaded is not None and not Path(loaded).is_relative_to(folder) and _is_candidate(loaded):
+        if loaded is not None and _is_candidate(Path(loaded)):
             del sys.modules[name]
     importlib.invalidate_caches()
     sys.path.insert(0, str(folder))
@@ -106,6 +108,6 @@ def _siblings(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
 
 
-def _is_candidate(file: str) -> bool:
-    """A module from another candidate's folder, so not one of Python's or of an installed library."""
-    return (Path(file).parent / "candidate.toml").is_file()
+def _is_candidate(file: Path) -> bool:
+    """A module from a candidate's folder, so not one of Python's or of an installed library."""
+    return not _LOADED_FROM.isdisjoint(file.parents) or (file.parent / "candidate.toml").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,18 @@ def test_two_candidates_with_siblings_of_one_name_keep_them_apart(tmp_path: Path
     folders = [write(tmp_path / str(n), part=f"X = {n}", attention=entry) for n in (1, 2)]
     functions = [load(folder, "attention.py", "torch", CPU).function for folder in folders]
     assert [function() for function in functions] == [1, 2]
+
+
+def test_a_sibling_of_a_candidate_whose_folder_is_gone_or_has_changed_is_not_taken(tmp_path: Path) -> None:
+    """A tile search loads kernels from folders that it throws away: the next one had the last one's fallback."""
+    entry = "from part import X\ndef attention(): return X"
+    gone = write(tmp_path / "gone", part="X = 1", attention=entry)
+    assert load(gone, "attention.py", "torch", CPU).function() == 1
+    shutil.rmtree(gone)
+    stays = write(tmp_path / "stays", part="X = 2", attention=entry)
+    assert load(stays, "attention.py", "torch", CPU).function() == 2
+    write(stays, part="X = 3 + 0", attention=entry)
+    assert load(stays, "attention.py", "torch", CPU).function() == 3
 
 
 @pytest.mark.parametrize(
