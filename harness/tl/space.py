@@ -12,7 +12,7 @@ from harness.tl.checks.capacity import Demand, KernelTiles, Load, choices
 from harness.tl.checks.roles import points
 from harness.tl.diagnostics import Finding, finding
 from harness.tl.evaluate import evaluate
-from harness.tl.lower.facts import ahead, grows
+from harness.tl.lower.facts import ahead, grows, may_rescale_rarely
 from harness.tl.problem import TaskLike, all_workloads, scalars
 from harness.tl.roles import RoleDemand, Taken, row_extent
 from harness.tl.schedule import GRIDS, Schedule, asks_for_roles, spanned
@@ -77,6 +77,8 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
     wide: Sequence[int] = COLUMNS if len(told) > 1 else told  # one value is the program's own decision
     line = spanned(program)
     tried = {key: line.get(key, values) for key, values in TRIED.items()}
+    if not may_rescale_rarely(program):
+        tried["rescale"] = tried["rescale"][:1]
     for consumers, column, *others in itertools.product(CONSUMERS, wide, *own.values()):
         if rows is None and not _has_rows(program, dict(zip(own, others, strict=True)), consumers):
             continue

@@ -124,7 +124,7 @@ class _Running:
         left = self.a.data if isinstance(self.a, Memory) else self.a
         assert isinstance(left, Tensor) and isinstance(self.b.data, Tensor) and isinstance(total, Tensor)
         assert left.dtype == self.b.data.dtype
-        made = (left.float() @ self.b.data.float()).as_subclass(_Value)
+        made = (left.float() @ self.b.data.float()).as_subclass(Value)
         assert made.shape == total.shape
         self.value = total + made if self.use_acc else made
 
@@ -251,13 +251,15 @@ class Device:
         assert all(value is not None for value in found), "a product is read that may still run"
         return found[0] if len(found) == 1 else found
 
-    def _asm(self, text: str, constraints: str, args: list[Tensor], pack: int = 1, **_: Any) -> Any:
+    def _asm(
+        self, text: str, constraints: str, args: list[Tensor], dtype: Any, pack: int = 1, **_: Any
+    ) -> Any:
         if text.startswith("cvt.rn.f16x2"):
             return args[0].half()
         if text.startswith("cvt.rn.bf16x2"):
             return args[0].bfloat16()
         if text.startswith("{"):
-            return elementwise(text, args, pack)
+            return elementwise(text, args, pack, len(dtype) if isinstance(dtype, tuple) else 1)
         what, number = text.split()[0], int(text.split()[1].rstrip(","))
         if what == "bar.arrive":
             self.named[number].release()
@@ -287,8 +289,8 @@ class Device:
             constexpr=lambda x: x, static_range=range, int32=torch.int32, int64="int64", float16=torch.float16,
             bfloat16=torch.bfloat16, float32=torch.float32, SliceLayout=layout, DotOperandLayout=layout,
             NVMMADistributedLayout=layout, BlockedLayout=layout, SwizzledSharedLayout=layout, NVMMASharedLayout=shared,
-            arange=lambda start, stop, layout=None: torch.arange(start, stop, dtype=torch.int32).as_subclass(_Value),
-            full=lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype).as_subclass(_Value),
+            arange=lambda start, stop, layout=None: torch.arange(start, stop, dtype=torch.int32).as_subclass(Value),
+            full=lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype).as_subclass(Value),
             convert_layout=lambda x, layout: x, exp2=torch.exp2, log2=torch.log2, sqrt=torch.sqrt, abs=abs,
             floor=torch.floor, rsqrt=torch.rsqrt, to_tensor=lambda x: x, cdiv=lambda a, b: -(-a // b),
             max=_most, sum=lambda x, axis: x.sum(axis),
@@ -307,7 +309,7 @@ class _Kernel:
         return lambda *args, **kwargs: self._device.launch(self._function, grid, args, kwargs)
 
 
-class _Value(Tensor):
+class Value(Tensor):
     """A tensor that knows it has a layout."""
 
     @property

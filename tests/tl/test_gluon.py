@@ -29,7 +29,7 @@ from harness.tuning_search import hopper_choices
 from tasks import Task, find
 from tasks.oracle import expected
 from tests.tl.assembly import LeftKernel
-from tests.tl.gluon_emulator import Deadlock, Device
+from tests.tl.gluon_emulator import Deadlock, Device, Value
 from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape, text_of
 
 TASKS = ("mha", "mha_causal", "gqa_causal", "mqa_causal", "mla_prefill", "sliding_window", "softcap", "cross")
@@ -233,7 +233,7 @@ def test_keys_that_are_off_leave_no_trace() -> None:
     source = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64}).files["attention.py"]
     words = (
         "q_stages", "Q_STAGES", "AHEAD", "CARRY", "carry", "give_back", "import async_copy", "(112, 32)",
-        "rescale=", "RESCALE", "RESCALING", "moved", "in_order",
+        "rescale=", "RESCALE", "RESCALING", "MOVING", "moved", "in_order", "_parts",
     )  # fmt: skip
     assert not [word for word in words if word in source]
     every = lower_gluon(prog, task, choice={"consumers": 4, "BN": 64, **ALL, "rescale": 3}).files[
@@ -250,28 +250,64 @@ def helpers_of(rescale: int) -> Any:
 
 def test_a_maximum_moves_where_it_counts() -> None:
     """One that grows little by little stays behind by 5.5 at most; one that leaps is followed at once."""
-    old = torch.tensor([0.0, 0.0, 0.0, -math.inf, -math.inf])
-    found = torch.tensor([5.0, 6.0, -1.0, 3.0, -math.inf])
-    assert helpers_of(1).moved(found, old).tolist() == [0.0, 6.0, 0.0, 3.0, -math.inf]
+    old = torch.tensor([0.0, 0.0, 0.0, -math.inf, -math.inf]).repeat(13)[:64, None].expand(64, 4).contiguous()
+    found = torch.full((64, 4), -math.inf)
+    best = torch.tensor([5.0, 6.0, -1.0, 3.0, -math.inf]).repeat(13)[:64]
+    found[torch.arange(64), torch.arange(64) % 4] = best  # one of a row's threads has it
+    now, factor = helpers_of(1).moved(found, old)
+    wanted = torch.tensor([0.0, 6.0, 0.0, 3.0, -math.inf]).repeat(13)[:64]
+    assert torch.equal(now, wanted[:, None].expand(64, 4))
+    assert torch.allclose(
+        factor, torch.tensor([1, math.exp(-6), 1, 0, 1]).repeat(13)[:64, None].expand(64, 4)
+    )
+
+
+def test_threads_ask_each_other_only_where_one_has_found_a_maximum_that_counts() -> None:
+    """In a warp without, no thread's value reaches another; a warp has sixteen rows."""
+    old, found = torch.zeros(64, 4), torch.zeros(64, 4)
+    found[:, 0] = 5.0
+    now, factor = helpers_of(1).moved(found, old)
+    assert torch.equal(now, old) and torch.equal(factor, torch.ones(64, 4))
+    found[3, 1] = 7.0
+    now, factor = helpers_of(1).moved(found, old)
+    assert now.nonzero()[:, 0].unique().tolist() == [3] and (now[3] == 7).all()
+    assert torch.allclose(factor[3], torch.tensor(math.exp(-7)))
+
+
+def test_what_threads_hold_by_themselves_is_the_row_s() -> None:
+    of = helpers_of(1)
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)).as_subclass(Value)
+    assert torch.equal(of.maxima(x).amax(1), x.amax(1)) and torch.allclose(
+        of.sums(x).sum(1), x.sum(1), atol=1e-5
+    )
+    columns = torch.arange(64) % 8 // 2  # the thread that holds a column
+    for thread in range(4):
+        assert torch.equal(of.maxima(x)[:, thread], x[:, columns == thread].amax(1))
+    less = torch.randn(64, 4, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(of.powers(x, 0.5, less), torch.exp2(x * 0.5 - less[:, columns]))
 
 
 @pytest.mark.parametrize("columns", [16, 32, 64, 128, 256])
 def test_the_assembly_multiplies_every_row_of_a_warp_that_has_one_to_rescale(columns: int) -> None:
     """A warp holds sixteen rows, a thread two of them. Factors of 1 change no bit, whoever skips them."""
     rescaled = helpers_of(1).rescaled
-    x = torch.randn(64, columns, generator=torch.Generator().manual_seed(columns))
+    x = torch.randn(64, columns, generator=torch.Generator().manual_seed(columns)).as_subclass(Value)
     for rows in ([], [0], [8], [63], [5, 21, 40], list(range(64))):
-        factor = torch.ones(64, 1)
+        factor = torch.ones(64, 4)
         factor[rows] = 0.37
-        assert torch.equal(rescaled(x, factor, 1), x * factor), rows
+        assert torch.equal(rescaled(x, factor), x * factor[:, :1]), rows
 
 
 def test_no_sum_of_powers_takes_the_way_out() -> None:
+    """Powers of e up to 245, of which a thread adds up half a tile's columns at most; what is no number stays so."""
     in_order = helpers_of(3).in_order
-    sums = torch.tensor([0.0, 1.0, 3e38, math.inf, math.nan])
-    assert torch.equal(in_order(sums, 3).nan_to_num(7.0), sums.nan_to_num(7.0))
-    with pytest.raises(LeftKernel):
-        in_order(torch.tensor([-2.0]), 3)
+    totals = torch.tensor([0.0, 1.0, 245 * 128.0, math.nan]).expand(64, 4).contiguous()
+    assert torch.equal(in_order(totals, 3).nan_to_num(7.0), totals.nan_to_num(7.0))
+    for row in (0, 8, 63):
+        totals[row, 1] = 3e38
+        with pytest.raises(LeftKernel):
+            in_order(totals, 3)
+        totals[row, 1] = 1.0
 
 
 @pytest.mark.parametrize("rescale", [0, 1, 2, 3])
@@ -504,7 +540,7 @@ def test_a_carried_product_neither_spills_nor_makes_others_wait(
     task, prog = program("reference", name)
     w = shape(task, 512, 512, "fp16", heads=16).with_(dim=dim, dim_v=dim)
     plain, between = (
-        compile_for_hopper(lower_gluon(prog, task, choice=c), task, w)[0] for c in (choice, {**ALL, **choice})
+        compile_for_hopper(lower_gluon(prog, task, choice=c), task, w)[0] for c in (choice, {**ALL, "rescale": 2, **choice})
     )
     assert plain.spill_bytes == between.spill_bytes == 0
     assert "cp.async.mbarrier.arrive.noinc" in between.ptx

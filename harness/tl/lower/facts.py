@@ -10,6 +10,7 @@ import math
 from harness.tl import ir
 
 ONE = ir.Const(1)
+NO_MAXIMUM, NO_SUM = ir.Const(-math.inf), ir.Const(0)  # of a softmax that nothing has gone into
 
 
 def ahead(loop: ir.For) -> tuple[tuple[ir.Node, ...], tuple[ir.Node, ...]] | None:
@@ -58,6 +59,46 @@ def starts_with_value(kernel: ir.Kernel, tile: ir.Tile) -> bool:
     """Whether the tile is given a start value: what is added up in a loop is."""
     inits = (n for n in ir.nodes(kernel.body) if isinstance(n, ir.Init))
     return any(n.tile == tile and n.value is not None for n in inits)
+
+
+def begun(kernel: ir.Kernel, loop: ir.For) -> dict[ir.Tile, ir.Expr]:
+    """What tiles hold as the loop begins, where that is the value they were made with."""
+    held: dict[ir.Tile, ir.Expr] = {}
+    for node in kernel.body[: kernel.body.index(loop)] if loop in kernel.body else ():
+        for inner in ir.nodes((node,)):
+            for tile in ir.writes(inner):
+                held.pop(tile, None)
+                if isinstance(inner, ir.Init) and inner.value is not None and inner is node:
+                    held[tile] = inner.value
+    return held
+
+
+def keeps_to_itself(kernel: ir.Kernel, loop: ir.For) -> ir.Softmax | None:
+    """The loop's softmax, if maximum and sum are nobody else's while the loop runs, and start from nothing.
+
+    So they need not be values of rows meanwhile, nor the maximum the greatest there is.
+    """
+    found = [n for n in ir.nodes(loop.body) if isinstance(n, ir.Softmax)]
+    if len(found) != 1 or not any(n is found[0] for n in loop.body):
+        return None
+    node, held = found[0], begun(kernel, loop)
+    others = [n for n in ir.nodes(loop.body) if n is not node]
+    touched = {t for n in others for t in (*ir.reads(n), *ir.writes(n))}
+    readers = [n for n in ir.nodes(kernel.body) if node.m in ir.reads(n)]
+    starts = held.get(node.m) == NO_MAXIMUM and held.get(node.l) == NO_SUM
+    alone = {node.m, node.l}.isdisjoint(touched) and all(isinstance(n, ir.Softmax) for n in readers)
+    plain = node.alpha is None and all(ONE not in t.shape for t in node.rescale)
+    return node if starts and alone and plain else None
+
+
+def may_rescale_rarely(program: ir.Program) -> bool:
+    """Whether some loop's softmax may."""
+    return any(
+        keeps_to_itself(kernel, node) is not None
+        for kernel in program.kernels
+        for node in kernel.body
+        if isinstance(node, ir.For)
+    )
 
 
 def plus(a: ir.Expr, b: ir.Expr) -> ir.Expr:

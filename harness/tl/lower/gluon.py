@@ -58,6 +58,30 @@ LOG2_E = gl.constexpr(1.4426950408889634)
 
 RESCALING = '''
 
+def _moving() -> str:
+    """Assembly: two maxima, and factors for what was summed up; of two that were found, and the two before.
+
+    A maximum stays until one is found that is more than 5.5 above it: powers of e stay below 245, well inside
+    fp16. Where no thread of a warp has found one, that is all. Else the four threads of a row, which are
+    neighbours, take the greatest of what they have.
+    """
+    lines = ["{ .reg .pred some, mine; .reg .f32 most, other, factor, limit0, limit1;"]
+    lines += [f"add.rn.f32 limit{n}, ${6 + n}, 0f40B00000;" for n in (0, 1)]
+    lines += ["setp.gt.f32 some, $4, limit0;", "setp.gt.or.f32 some, $5, limit1, some;"]
+    lines += ["vote.sync.any.pred some, some, 0xffffffff;"]
+    lines += [f"mov.b32 ${n}, ${6 + n}; mov.b32 ${2 + n}, 0f3F800000;" for n in (0, 1)]
+    lines += ["@!some bra.uni KEPT;"]
+    for n in (0, 1):
+        lines += [
+            f"shfl.sync.bfly.b32 other, ${4 + n}, 1, 31, 0xffffffff;", f"max.f32 most, ${4 + n}, other;",
+            "shfl.sync.bfly.b32 other, most, 2, 31, 0xffffffff;", "max.f32 most, most, other;",
+            f"setp.gt.f32 mine, most, limit{n};", f"sub.rn.f32 factor, ${6 + n}, most;",
+            "mul.rn.f32 factor, factor, 0f3FB8AA3B;", "ex2.approx.ftz.f32 factor, factor;",
+            f"@mine mov.b32 ${n}, most;", f"@mine mov.b32 ${2 + n}, factor;",
+        ]  # fmt: skip
+    return " ".join([*lines, "KEPT: }"])
+
+
 def _rescaling(count: int) -> str:
     """Assembly: so many values by as many factors, of two rows in turn. Warps with nothing but 1 skip it."""
     kept = [f"mov.b32 ${n}, ${count + n};" for n in range(count)]
@@ -73,6 +97,7 @@ def _registers(count: int) -> str:
     return ",".join(["=f"] * count + ["f"] * (2 * count))
 
 
+MOVING = gl.constexpr(_moving())
 RESCALING_16, REGISTERS_16 = gl.constexpr(_rescaling(16)), gl.constexpr(_registers(16))
 RESCALING_32, REGISTERS_32 = gl.constexpr(_rescaling(32)), gl.constexpr(_registers(32))
 RESCALING_64, REGISTERS_64 = gl.constexpr(_rescaling(64)), gl.constexpr(_registers(64))
@@ -194,6 +219,7 @@ def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row
     whole = channels(seen, task, ways)
     names = tuple(name for name, _ in program.parameters)
     known = symbols(task)
+    rescales = frozenset(dict(row.choice)["rescale"] for row in rows)
     by_key = {tile.key: tile for tile in seen.group.tiles}
     given = seen.group, frozenset(names), frozenset(name for name, kind in known.items() if kind == "float")
     text = ConsumerText(
@@ -202,13 +228,13 @@ def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row
         first_row=ir.Op("add", (ir.Op("mul", (ir.Sym(seen.axis.name), seen.rows)), GROUP_ROW)),
         freedom=freedom(program, number, task),
         overlaps=frozenset(dict(row.choice)["overlap"] for row in rows),
-        depth=2, rescale=ways.rescale,
+        depth=2, rescales=rescales,
     )  # fmt: skip
     carrying = None
     if ways.carry and cut(seen.group) is not None:
         carrying = CarryingText(
             *given, channels=text.channels, first_row=text.first_row, freedom=text.freedom, depth=2,
-            rescale=ways.rescale,
+            rescales=rescales,
             axes=tuple(a.name for a in seen.group.grid),
         )  # fmt: skip
     return Kernel(seen, text, whole, names, tuple(known), ways, carrying)

@@ -131,6 +131,7 @@ class CarryingText(ConsumerText):
         for node in rest.first:
             self.wait(node, self._ahead_name(node))
             self.settled(node)
+        self.part(parts.loop)
         with self.under(f"if ({v}_count > 0) | {rounds.flag('SOME')}:"):
             state = self._state()
             self.put(f"{v}_round = 0")
@@ -140,6 +141,7 @@ class CarryingText(ConsumerText):
             self._first_between(rest, rounds)
             self._restore(state)
             self._rest(rounds, rest, spans, state)
+        self.join()
         for load in parts.loads:
             self.release(load.tile)
         self._skip(rounds, parts.loop, "after", rest)

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from harness.tl import ir
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.choices import Row
+from harness.tl.lower.facts import may_rescale_rarely
 from harness.tl.lower.gluon_view import view
 from harness.tl.lower.lowered import LowerError
 from harness.tl.schedule import GRIDS, RESCALES, ROWS, Schedule, decided
@@ -152,6 +153,7 @@ def _default(program: ir.Program, dim: int) -> dict[str, int]:
             "pingpong": int(consumers == 3),
             "overlap": 1,
             "q_stages": places,
+            "rescale": 2 if may_rescale_rarely(program) else 0,
             **decided(program),
         }
         choice = complete(program, {}, row)

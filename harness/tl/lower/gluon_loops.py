@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.tl import ir
-from harness.tl.lower.gluon_rounds import Overlap, Rounds, begun, overlap
-from harness.tl.lower.gluon_text import GluonText
+from harness.tl.lower.facts import begun
+from harness.tl.lower.gluon_rounds import Overlap, Rounds, overlap
+from harness.tl.lower.gluon_softmax import SoftmaxText
 from harness.tl.lower.gluon_trial import Freedom
 from harness.tl.lower.lowered import LowerError
 
@@ -16,7 +17,7 @@ State = tuple[set[ir.Tile], set[ir.Tile], dict[ir.Tile, ir.Load], set[ir.Tile]]
 
 
 @dataclass
-class ConsumerText(GluonText):
+class ConsumerText(SoftmaxText):
     """Writes all of a consumer's work on a tile."""
 
     first_row: ir.Expr = ZERO  # of the group
@@ -68,6 +69,7 @@ class ConsumerText(GluonText):
         was = self._masked
         self._bounds(node, rounds)
         self._skip(rounds, node, "before", cut)
+        self.part(node)
         if cut is None or 0 in self.overlaps:
             if cut is not None:
                 self.put("if not OVERLAP:")
@@ -77,6 +79,7 @@ class ConsumerText(GluonText):
         if cut is not None:
             with self.under("if OVERLAP:"):
                 self._ahead(rounds, cut)
+        self.join()
         self._skip(rounds, node, "after", cut)
         self._masked = was
 
@@ -250,7 +253,7 @@ class ConsumerText(GluonText):
 
     def before_rescale(self, tile: ir.Tile) -> None:
         if self._open is not None and tile == self._open.last.result:
-            self._close(early=self.rescale and self._is_made(self._open))
+            self._close(early=self._apart is not None and self._is_made(self._open))
 
     def _is_made(self, cut: Overlap) -> bool:
         """Whether the last product's left operand is what it will be once the softmax has made it."""
@@ -264,7 +267,7 @@ class ConsumerText(GluonText):
         if self._open is not None:
             cut, self._open = self._open, None
             if early:
-                self._rounded = f"{self.values.names[cut.last.a.tile]}_next"
+                self._rounded = f"{self.values.names[cut.last.a.tile]}_rounded"
                 with self.under("if RESCALE >= 2:"):
                     self.prepare(cut.last, self._rounded)
                     self.wait(cut.last, self._sum(cut), beside=self._rounded)

@@ -146,37 +146,79 @@ def as_operand(x, LAYOUT: gl.constexpr, OPERAND: gl.constexpr):
 
 
 @gluon.jit
-def moved(found, old):
-    """A new maximum where it counts: powers of e above the old one stay below 245, well inside fp16."""
-    return gl.where(found > old + 5.5, found, old)
+def in_quads(x):
+    """A tile as (row, eight columns, thread of the four that hold a row, pair), each thread's where it is."""
+    return x.reshape([x.shape[0], x.shape[1] // 8, 4, 2])
 
 
 @gluon.jit
-def rescaled(x, factor, RESCALE: gl.constexpr):
-    """x times a factor for each row, which is 1 in most rounds."""
+def maxima(x):
+    """For each row the maxima of what each of its four threads holds."""
+    return gl.max(gl.max(in_quads(x), 3), 1)
+
+
+@gluon.jit
+def sums(x):
+    """For each row the sums of what each of its four threads holds."""
+    return gl.sum(gl.sum(in_quads(x), 3), 1)
+
+
+@gluon.jit
+def of_threads(value, COLS: gl.constexpr, LAYOUT: gl.constexpr):
+    """A value for each of the threads of a row."""
+    return maxima(gl.full([64, COLS], value, gl.float32, LAYOUT))
+
+
+@gluon.jit
+def beside(parts, quads):
+    """A value of each thread beside a tile in quads."""
+    return gl.convert_layout(parts, gl.SliceLayout(1, gl.SliceLayout(3, quads.type.layout)))[:, None, :, None]
+
+
+@gluon.jit
+def powers(x, times, less):
+    """2 to the power of x * times - less, the latter a value of each thread."""
+    quads = in_quads(x)
+    made = gl.exp2(quads * times - beside(less, quads)).reshape([x.shape[0], x.shape[1]])
+    return gl.convert_layout(made, x.type.layout)
+
+
+@gluon.jit
+def moved(found, old):
+    """Maxima that follow what was found where it counts, and factors for what was summed up before."""
+    return gl.inline_asm_elementwise(MOVING, "=&f,=&f,=&f,=&f,f,f,f,f", [found, old],
+                                     dtype=(gl.float32, gl.float32), is_pure=True, pack=2)  # fmt: skip
+
+
+@gluon.jit
+def rescaled(x, parts):
+    """x times a factor of each thread, which is 1 in most rounds."""
     HELD: gl.constexpr = x.shape[0] * x.shape[1] // 128  # elements of a thread
-    if RESCALE == 0 or HELD < 16:
-        out = x * factor
+    quads = in_quads(x)
+    factor = beside(parts, quads)
+    if HELD < 16:
+        out = quads * factor
     elif HELD == 16:
-        out = gl.inline_asm_elementwise(RESCALING_16, REGISTERS_16, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_16, REGISTERS_16, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=16)  # fmt: skip
     elif HELD == 32:
-        out = gl.inline_asm_elementwise(RESCALING_32, REGISTERS_32, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_32, REGISTERS_32, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=32)  # fmt: skip
     else:
-        out = gl.inline_asm_elementwise(RESCALING_64, REGISTERS_64, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_64, REGISTERS_64, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=64)  # fmt: skip
-    return out
+    return gl.convert_layout(out.reshape([x.shape[0], x.shape[1]]), x.type.layout)
 
 
 @gluon.jit
-def in_order(sums, RESCALE: gl.constexpr):
+def in_order(totals, RESCALE: gl.constexpr):
     """Sums of powers. A way out that none can take keeps ptxas from waiting for a product before them."""
     if RESCALE == 3:
-        sums = gl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.lt.f32 p, $1, 0fBF800000; @p exit; mov.f32 $0, $1; }", "=f,f", [sums],
-            dtype=gl.float32, is_pure=False, pack=1)  # fmt: skip
-    return sums
+        totals = gl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.gt.f32 p, $2, 0f7F000000; setp.gt.or.f32 p, $3, 0f7F000000, p; @p exit; "
+            "mov.b32 $0, $2; mov.b32 $1, $3; }", "=f,=f,f,f", [totals],
+            dtype=gl.float32, is_pure=False, pack=2)  # fmt: skip
+    return totals
 
 
 @gluon.jit

@@ -79,18 +79,6 @@ def _within(bounds: Peeled | None, start: ir.Expr, stop: ir.Expr) -> tuple[ir.Ex
     return first, last
 
 
-def begun(kernel: ir.Kernel, loop: ir.For) -> dict[ir.Tile, ir.Expr]:
-    """What tiles hold as the loop begins, where that is the value they were made with."""
-    held: dict[ir.Tile, ir.Expr] = {}
-    for node in kernel.body[: kernel.body.index(loop)] if loop in kernel.body else ():
-        for inner in ir.nodes((node,)):
-            for tile in ir.writes(inner):
-                held.pop(tile, None)
-                if isinstance(inner, ir.Init) and inner.value is not None and inner is node:
-                    held[tile] = inner.value
-    return held
-
-
 @dataclass(frozen=True, slots=True)
 class Overlap:
     """A loop's body cut for products that run ahead: the first and their loads, work, the last and loads."""

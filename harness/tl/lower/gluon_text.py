@@ -5,9 +5,7 @@ Most of it comes from the Triton compiler; layouts and masks are Hopper's own.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from harness.tl import ir
 from harness.tl.lower.facts import covers, keeps_zero
@@ -21,10 +19,7 @@ LOWEST = 'float("-inf")'
 
 @dataclass
 class GluonText(ProductText):
-    """Writes every statement of one consumer but loops and branches."""
-
-    held: Mapping[ir.Tile, ir.Expr] = field(default_factory=dict)  # tiles of which the value is known here
-    rescale: bool = False  # whether some choice rescales only where a maximum has moved
+    """Writes every statement of one consumer but softmaxes, loops and branches."""
 
     # --- element-wise ---
 
@@ -57,7 +52,7 @@ class GluonText(ProductText):
             return
         self._assign(node.result, text, keeps_zero(node.expr, self._clean))
 
-    # --- reductions, masks, softmax ---
+    # --- reductions, masks ---
 
     def _reduce(self, node: ir.Reduce) -> None:
         self.note(node)
@@ -110,60 +105,6 @@ class GluonText(ProductText):
         self._assign(node.result, text)
         if pending is not None:
             values.pending[node.result] = pending
-
-    def _starts(self, node: ir.Softmax) -> bool:
-        """Whether nothing has gone into the softmax yet: what it would rescale are zeros."""
-        held = self.held
-        zeros = all(held.get(t) == ir.Const(0) for t in (node.l, *node.rescale))
-        return zeros and held.get(node.m) == ir.Const(-math.inf) and node.alpha is None
-
-    def _softmax(self, node: ir.Softmax) -> None:
-        self.note(node)
-        self._read_all(node)
-        values = self.values
-        factor = values.pending.get(node.tile)
-        scores, columns = values.names[node.tile], node.tile.shape[1]
-        values.stands_on = node.tile.shape
-        m, l = values.names[node.m], values.names[node.l]  # noqa: E741
-        self._drop_dead(scores, node.across, columns, LOWEST)
-        times = f" * {factor}" if factor else ""
-        log2 = f"({factor} * LOG2_E)" if factor else "LOG2_E"
-        starts = self._starts(node)
-        most = f"{self._of_rows(f'tl.max({scores}, 1)', columns)}{times}"
-        self.put(f"m_next = {most if starts else f'tl.maximum({m}, {most})'}")
-        rarely = self.rescale and not starts and self._stays_inside(node.m)
-        if rarely:
-            with self.under("if RESCALE:"):
-                self.put(f"m_next = moved(m_next, {m})")
-        self.put(f"m_used = {'finite(m_next)' if self._masked else 'm_next'}")
-        if not starts:
-            self.put(f"decay = tl.math.exp2(({m} - m_used) * LOG2_E)")
-        taken_away = values.spread("m_used * LOG2_E", node.m)
-        self._assign(node.result, f"tl.math.exp2({scores} * {log2} - {taken_away})")
-        self._dead_zero.add(node.result)
-        total = self._of_rows(f"tl.sum({values.names[node.result]}, 1)", columns)
-        total = f"in_order({total}, RESCALE)" if rarely else total
-        self.put(f"{l} = {total if starts else f'{l} * decay + {total}'}")
-        if node.alpha is not None:
-            self._assign(node.alpha, "decay")
-        self.put(f"{m} = m_next")
-        for tile in node.rescale if not starts else ():
-            self.before_rescale(tile)
-            self._settle(tile)
-            values.stands_on = tile.shape
-            name, wide = values.names[tile], tile.shape[1] != ONE
-            decay = values.spread("decay", node.m) if wide else "decay"
-            rare = rarely and wide
-            self.put(f"{name} = {f'rescaled({name}, {decay}, RESCALE)' if rare else f'{name} * {decay}'}")
-
-    def _stays_inside(self, tile: ir.Tile) -> bool:
-        """Whether nothing but softmaxes reads a tile of maxima, so that older ones do as well."""
-        readers = [n for n in ir.nodes(self.kernel.body) if tile in ir.reads(n)]
-        return all(isinstance(n, ir.Softmax) for n in readers)
-
-    def before_rescale(self, tile: ir.Tile) -> None:
-        """Called before a softmax touches what it rescales."""
-        self.before_write(tile)
 
     def before_write(self, tile: ir.Tile) -> None:
         """Called before a tile is touched that a product may still be adding to."""
