@@ -26,7 +26,7 @@ from harness.tl.lower.lowered import LowerError
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
 from harness.tuning_search import hopper_choices
-from tasks import Task, find
+from tasks import Task, Workload, find
 from tasks.oracle import expected
 from tests.tl.assembly import LeftKernel
 from tests.tl.gluon_emulator import Deadlock, Device, Value
@@ -310,16 +310,22 @@ def test_no_sum_of_powers_takes_the_way_out() -> None:
         totals[row, 1] = 1.0
 
 
+def growing(task: Task, w: Workload, step: float) -> dict[str, torch.Tensor]:
+    """Inputs of which each key's score is greater by `step` than the last one's."""
+    given = inputs(task, w)
+    given["q"] = torch.ones_like(given["q"]) / w.dim**0.5
+    ramp = step * torch.arange(w.seq_k).view(1, -1, 1, 1) / (task.scalars(w)["scale"] * w.dim**0.5)
+    given["k"] = (ramp - ramp.max()).expand_as(given["k"]).to(given["k"].dtype).contiguous()
+    return given
+
+
 @pytest.mark.parametrize("rescale", [0, 1, 2, 3])
 @pytest.mark.parametrize("step", [0.05, 0.4, 3.0])
 def test_rare_rescaling_gives_the_result_where_maxima_keep_growing(rescale: int, step: float) -> None:
     """Later keys score higher and higher: by little, by less than what counts in a round, and by leaps."""
     task, prog = program("reference", "mha")
     w = shape(task, 128, 512, "fp16")
-    given = inputs(task, w)
-    given["q"] = torch.ones_like(given["q"]) / w.dim**0.5
-    ramp = step * torch.arange(w.seq_k).view(1, -1, 1, 1) / (task.scalars(w)["scale"] * w.dim**0.5)
-    given["k"] = (ramp - ramp.max()).expand_as(given["k"]).to(given["k"].dtype).contiguous()
+    given = growing(task, w, step)
     lowered = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64, "overlap": 1, "rescale": rescale})
     out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
     Device().module(lowered.files["attention.py"]).attention(**given, out=out, **task.scalars(w))
@@ -540,7 +546,8 @@ def test_a_carried_product_neither_spills_nor_makes_others_wait(
     task, prog = program("reference", name)
     w = shape(task, 512, 512, "fp16", heads=16).with_(dim=dim, dim_v=dim)
     plain, between = (
-        compile_for_hopper(lower_gluon(prog, task, choice=c), task, w)[0] for c in (choice, {**ALL, "rescale": 2, **choice})
+        compile_for_hopper(lower_gluon(prog, task, choice=c), task, w)[0]
+        for c in (choice, {**ALL, "rescale": 2, **choice})
     )
     assert plain.spill_bytes == between.spill_bytes == 0
     assert "cp.async.mbarrier.arrive.noinc" in between.ptx

@@ -22,7 +22,7 @@ from harness.tl.interpret import interpret
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.gluon_choices import LIMIT, complete, shared_bytes
 from tasks import Task, Workload
-from tests.tl.test_gluon import BETWEEN
+from tests.tl.test_gluon import BETWEEN, growing
 from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape
 
 pytestmark = [
@@ -109,6 +109,23 @@ def test_no_way_from_tile_to_tile_changes_a_result_or_a_bit_of_its_repeats(
         out = run(attention, task, w, given)
         assert gap(out, expected(prog, task, w, given)) < TOLERANCE["fp16"], seqs
         assert all(torch.equal(run(attention, task, w, given), out) for _ in range(20)), seqs
+
+
+@pytest.mark.parametrize("rescale", [1, 2, 3])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_rare_rescaling_gives_the_result_where_maxima_keep_growing(
+    dim: int, rescale: int, folder: Path
+) -> None:
+    """By little, by less than what counts in a round, and by leaps: warps rescale never, at times, always."""
+    task, prog = program("reference", "mha")
+    choice = {"consumers": 3 if dim == 64 else 2, "BN": 128, "overlap": 1, "rescale": rescale}
+    attention = built(prog, task, choice, folder)
+    for step in (0.003, 0.05, 0.4, 3.0):
+        w = shape(task, 500, 1000, "fp16").with_(dim=dim, dim_v=dim)
+        given = growing(task, w, step)
+        on_device = {n: t.cuda() for n, t in given.items()}
+        found = gap(run(attention, task, w, on_device), expected(prog, task, w, on_device))
+        assert found < TOLERANCE["fp16"], (step, found)
 
 
 @pytest.mark.parametrize("style", ["primitive", "lenient"])
