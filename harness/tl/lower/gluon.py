@@ -17,7 +17,7 @@ from harness.tl.lower.gluon_kernel import Kernel
 from harness.tl.lower.gluon_loops import ConsumerText
 from harness.tl.lower.gluon_prelude import helpers
 from harness.tl.lower.gluon_trial import freedom
-from harness.tl.lower.gluon_view import GROUP_ROW, view
+from harness.tl.lower.gluon_view import view
 from harness.tl.lower.gluon_ways import Ways
 from harness.tl.lower.lowered import Lowered, LowerError
 from harness.tl.lower.triton import lower_triton
@@ -225,7 +225,7 @@ def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row
     text = ConsumerText(
         *given,
         channels={by_key[tile.key]: channel for tile, channel in whole.items()},
-        first_row=ir.Op("add", (ir.Op("mul", (ir.Sym(seen.axis.name), seen.rows)), GROUP_ROW)),
+        first_row=seen.first,
         freedom=freedom(program, number, task),
         overlaps=frozenset(dict(row.choice)["overlap"] for row in rows),
         depth=2, rescales=rescales,

@@ -20,7 +20,7 @@ State = tuple[set[ir.Tile], set[ir.Tile], dict[ir.Tile, ir.Load], set[ir.Tile]]
 class ConsumerText(SoftmaxText):
     """Writes all of a consumer's work on a tile."""
 
-    first_row: ir.Expr = ZERO  # of the group
+    first_row: ir.Expr | None = ZERO  # of the group
     freedom: Freedom = field(default=Freedom(False, False))
     overlaps: frozenset[int] = frozenset({0, 1})  # values of the choices
     loops: list[Rounds] = field(default_factory=list)

@@ -28,19 +28,19 @@ class Rounds:
 
     loop: ir.For
     number: int  # of the loop in its kernel
-    row: ir.Expr  # the group's first; groups past the last row have no rounds
+    row: ir.Expr  # the group's first, where it is known; groups past the last row have no rounds
     skips: bool  # whether a group can let rounds go by, for which it must know what they load
     backwards: bool
     needed: Peeled | None
     whole: Peeled | None
 
     @classmethod
-    def of(cls, loop: ir.For, number: int, row: ir.Expr, freedom: Freedom) -> Rounds:
-        skips = all(n in loop.body for n in ir.nodes(loop.body) if isinstance(n, ir.Load))
+    def of(cls, loop: ir.For, number: int, row: ir.Expr | None, freedom: Freedom) -> Rounds:
+        skips = row is not None and all(n in loop.body for n in ir.nodes(loop.body) if isinstance(n, ir.Load))
         needed = alive(loop) if freedom.skip and skips else None
         if needed is not None and not (needed.lows or needed.highs):
             needed = None
-        return cls(loop, number, row, skips, freedom.order, needed, peel(loop))
+        return cls(loop, number, row or ir.Const(0), skips, freedom.order, needed, peel(loop))
 
     def flag(self, name: str) -> str:
         """The constexpr of that meaning for this loop."""

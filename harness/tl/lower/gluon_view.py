@@ -26,6 +26,7 @@ class View:
     whole: ir.Kernel
     group: ir.Kernel
     axis: ir.GridAxis  # that counts tiles of rows
+    first: ir.Expr | None  # of the rows that a consumer stores; None where it stores some here and some there
     rows: ir.Expr  # of a block's tile: a tile parameter, or a number
     grouped: frozenset[str]  # keys of the tiles whose rows the consumers share out
 
@@ -35,11 +36,56 @@ def view(kernel: ir.Kernel) -> View:
     kernel = without_copies(kernel)
     kernel = replace(kernel, body=tuple(_counted(n) for n in kernel.body))
     axis, rows = _row_axis(kernel)
+    kernel = _forwards(kernel, axis)
     grouped = _grouped(kernel, axis, rows)
     tiles = {t: replace(t, shape=(ir.Const(ROWS), t.shape[1])) if t in grouped else t for t in kernel.tiles}
     body = tuple(_of_group(n, tiles, grouped) for n in kernel.body)
     group = replace(kernel, tiles=tuple(tiles.values()), body=body)
-    return View(kernel, group, axis, rows, frozenset(t.key for t in grouped))
+    stored = {n.row for n in ir.nodes(body) if isinstance(n, ir.Store)}
+    first = stored.pop() if len(stored) == 1 else None
+    return View(kernel, group, axis, first, rows, frozenset(t.key for t in grouped))
+
+
+def _forwards(kernel: ir.Kernel, axis: ir.GridAxis) -> ir.Kernel:
+    """A kernel whose tiles of rows run from the last to the first, the other way around.
+
+    In which order blocks take tiles is the schedule's business, which brings the longest loops first itself.
+    """
+    index = ir.Sym(axis.name)
+    last = ir.Op("sub", (axis.extent, ONE))
+    mirrored = ir.Op("sub", (last, index))
+    other = ir.Sym(f"{axis.name} from the end")
+
+    def turned(e: ir.Expr) -> ir.Expr:
+        match e:
+            case _ if e == mirrored:
+                return other
+            case ir.Op(fn=fn, args=args):
+                return ir.Op(fn, tuple(turned(a) for a in args))
+            case ir.Place():
+                return replace(e, base=turned(e.base))
+            case ir.Element():
+                return replace(e, indices=tuple(turned(i) for i in e.indices))
+        return e
+
+    body = tuple(rewritten(n, lambda t: t, turned) for n in kernel.body)
+    if any(index in set(ir.walk(e)) for n in ir.nodes(body) for e in _expressions(n)):
+        return kernel
+    return replace(kernel, body=tuple(_renamed(n, {other.name: index}) for n in body))
+
+
+def _expressions(node: ir.Node) -> list[ir.Expr]:
+    """All of one operation's own, also where in a tensor of the task it reads or writes."""
+    found: list[ir.Expr] = []
+
+    def kept(e: ir.Expr) -> ir.Expr:
+        found.append(e)
+        return e
+
+    rewritten(node, lambda t: t, kept)
+    if isinstance(node, ir.Load | ir.Store):
+        found += [a for a in node.matrix.axes if not isinstance(a, str)]
+    return found
 
 
 def _row_axis(kernel: ir.Kernel) -> tuple[ir.GridAxis, ir.Expr]:
