@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.bench import Bench
@@ -19,7 +21,7 @@ from harness.measure.judge import (
 )
 from harness.measure.late import LATE_MS, late_work_ms
 from harness.measure.session import Contender, summary
-from harness.measure.sight import Sight
+from harness.measure.sight import Sight, crowded
 from harness.records import KernelRecord, Summary
 from harness.verify.dispatch import dispatched_operators, dispatched_to, own_kernels
 from harness.verify.exam import Exam
@@ -73,7 +75,7 @@ class Looks:
         contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
         worker, kernel, limit_s = contender.worker, contender.kernel, self._bench.policy.request_s
         bursts = Bursts(self._exam, worker, kernel, contents, self._lot, limit_s)
-        sight = worker.sight if self._bench.kind == "cpu" else Sight
+        sight = self._sight_of(contender)
         seen = self._seen[contender.name] = Seen(JudgesClock(bursts, len(contents), sight=sight), bursts)
         self._look(seen)
         if self._bench.kind == "cpu":
@@ -89,11 +91,13 @@ class Looks:
         that came out low by chance clears nobody, one that came out high convicts nobody. Where it still
         contradicts, the claim was made at another time than the looks: it is made anew, between further
         looks. If that one stands, neither is to be believed; nor where the quick calls alone contradict,
-        and the median, which is what would be reported, does not: on such a machine nobody is convicted.
+        and the median, which is what would be reported, does not; nor where others keep the machine busy
+        meanwhile: on such a machine nobody is convicted.
         """
         seen = self._seen.get(contender.name)
         if seen is None:
             return None
+        began, before = time.perf_counter(), self._sight_of(contender)()
         for _ in range(SECOND_LOOKS):
             if not self.contradicts(seen.clock.at_most_ms, claimed, contender.captured):
                 break
@@ -102,12 +106,18 @@ class Looks:
             anew = self._claim_anew(contender, seen)
             slope_ms = seen.clock.slope_ms
             reported = [_by_median(claimed), _by_median(anew)]
+            claims = f"claimed {told(claimed)}, and later {told(anew)}"
+            words = f"{claims}; the judge saw {slope_ms:.4f} ms from outside"
             if not all(self.contradicts(slope_ms, c, contender.captured) for c in (anew, *reported)):
-                raise Unsteady(
-                    f"claimed {told(claimed)}, and later {told(anew)}; "
-                    f"the judge saw {slope_ms:.4f} ms from outside"
-                )
+                raise Unsteady(words)
+            others = crowded((time.perf_counter() - began) * 1e3, before, self._sight_of(contender)())
+            if others:
+                raise Unsteady(f"{words}, while other programs kept {others:.1f} processors busy")
         return seen.clock.slope_ms
+
+    def _sight_of(self, contender: Contender) -> Callable[[], Sight]:
+        """What is told of the processes that do the work, on a CPU."""
+        return contender.worker.sight if self._bench.kind == "cpu" else Sight
 
     def _claim_anew(self, contender: Contender, seen: Seen) -> Summary:
         """Of calls that the worker times once more, between looks of the judge's clock."""

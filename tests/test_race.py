@@ -501,6 +501,19 @@ def test_a_claim_that_stands_at_the_time_of_the_looks_convicts_nobody_and_is_not
     }
 
 
+@pytest.mark.parametrize(("others_ms", "convicted"), [(0.0, True), (1e9, False)])
+def test_no_clock_convicts_on_a_machine_that_others_keep_busy(track, others_ms, convicted):
+    """Two threads that wait for each other take twice as long where one of them has no processor."""
+    made = track({"mine": 0.5, "other": 0.6})
+    made.bench.kind, made.seen["mine"] = "cpu", [2.0]
+    told = iter([Sight(begun=1), Sight(begun=1, busy_ms=others_ms)])
+    made.workers["mine"].sight = lambda: next(told)
+    found = made.run()
+    assert ("mine" in found and found["mine"].verdict is Verdict.INTEGRITY) == convicted
+    assert ("other programs kept" in made.unsteady.get("mine", "")) == (not convicted)
+    assert found["other"].verdict is Verdict.OK
+
+
 def test_a_claim_whose_quickest_calls_are_the_most_is_a_lie_however_slow_the_others_are(track):
     """What is reported is the median: a tenth of slow calls excuses nothing."""
     made = track({"mine": 0.5})

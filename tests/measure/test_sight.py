@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.measure.sight import Sight, Spell, busiest_ms, kept_waiting_ms, sight_of
+from harness.measure.sight import CROWD, Sight, Spell, busiest_ms, crowded, kept_waiting_ms, sight_of
 
 times = st.floats(0, 100)
 BEFORE = Sight({1: Spell(5.0, 1.0), 2: Spell(1.0, 0.0)}, Spell(3.0, 2.0), 6.0, 40)
@@ -93,3 +93,42 @@ def test_a_thread_that_began_is_noticed():
     assert before.begun is not None and after.begun is not None
     assert after.begun > before.begun
     assert kept_waiting_ms(1000.0, before, after) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("others_ms", "alone"), [(0.0, True), (0.9 * CROWD * 1e4, True), (1.2 * CROWD * 1e4, False)]
+)
+def test_a_machine_is_crowded_where_others_keep_processors_busy(others_ms, alone):
+    """Worker and judge are no others, however long they run; ten seconds, which no step of a clock matters to."""
+    after = Sight({}, Spell(0.0), 9000.0, 41, judge_ms=4000.0, busy_ms=500.0 + 13000.0 + others_ms)
+    before = Sight({}, Spell(0.0), 0.0, 40, judge_ms=0.0, busy_ms=500.0)
+    assert (crowded(1e4, before, after) == 0) == alone
+
+
+def test_nothing_excuses_where_nothing_is_told():
+    assert crowded(1e4, Sight(), Sight(busy_ms=1e5)) == 0
+    assert crowded(0.0, Sight(begun=1), Sight(begun=1, busy_ms=1e5)) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("whose", ["others", "the worker", "the judge"])
+def test_who_keeps_a_processor_busy(whose):
+    spin = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    pids = [spin.pid] if whose == "the worker" else []
+    if whose == "the judge":
+        spin.kill(), spin.wait()
+    try:
+        begin = time.perf_counter()
+        before = sight_of(pids)
+        while time.perf_counter() < begin + 0.6:
+            if whose != "the judge":
+                time.sleep(0.05)
+        after = sight_of(pids)
+        wall_ms = (time.perf_counter() - begin) * 1e3
+    finally:
+        spin.kill(), spin.wait()
+    alone = after.busy_ms - before.busy_ms < 1.2 * wall_ms  # nothing else runs on this machine
+    if alone:
+        assert (crowded(wall_ms, before, after) > 0) == (whose == "others")
+    else:
+        assert crowded(wall_ms, before, after) > 0
