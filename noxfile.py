@@ -76,7 +76,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def hacks(session: nox.Session) -> None:
-    """Hostile, faulty and odd kernels on this machine's CPU, each with its verdict; twenty minutes.
+    """Hostile, faulty and odd kernels on this machine's CPU, each with its verdict; twelve minutes.
 
     Those that are about times run with nothing beside them: next to endless loops a call takes 30 ms, of the
     liar's too, and is no lie any more.

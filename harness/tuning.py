@@ -230,7 +230,7 @@ class Clock:
         """A short timing; None where it does not run. Raises LostDevice.
 
         The workload's first choice runs beside every other one, in turns: the time is that of the first,
-        times the ratio of the two. The GPU's clock drifts by 20 % within one search.
+        times the ratio of the two. The GPU's clock drifts by more than 10 % within one search.
         """
         time_ms, error = None, self.kernels.wrong(w, choice)
         if not error:

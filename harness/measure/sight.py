@@ -21,7 +21,6 @@ from pathlib import Path
 
 from harness.worker.family import thread_files
 
-
 CROWD = 0.25  # of a processor
 TICK_MS = 1e3 / os.sysconf("SC_CLK_TCK")
 

@@ -101,8 +101,8 @@ FIELDS = frozenset(field.name for field in fields(Schedule))
 OPTIONAL = ("q_stages", "ahead", "carry", "arrivals", "rescale")  # off, they leave no trace in code
 # Where a softmax rescales what it has summed up. 0: every round; 1: only rows whose maximum has grown by a
 # factor that counts, and only in warps that have such rows; 2: and the left operand of the last product is
-# rounded while the product before it may still run; 3: and that product is waited for after the exponentials.
-RESCALES = range(4)
+# rounded while the product before it may still run.
+RESCALES = range(3)
 
 
 def asks_for_roles(program: ir.Program) -> bool:

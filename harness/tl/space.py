@@ -20,15 +20,15 @@ from harness.tl.syntax import Pos
 
 # What is tried on Hopper. Columns are powers of two: no compiler's tiles there have others.
 CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3, 4), (64, 128, 256), (2, 3, 4), (0, 8, 32)
-# Other kinds of grid, products of the next tile first and arrivals of threads were behind in every cell that
-# was measured: they are tried where the program's line names them.
+# Other kinds of grid, products of the next tile first and arrivals of threads were behind the best choice found
+# in every cell: they are tried where the program's line names them.
 TRIED = {
     "persistent": (GRIDS.index("dynamic"),),
     "q_stages": (2, 1),
     "ahead": (0, 1),
     "carry": (0,),
     "arrivals": (0,),
-    "rescale": (0, 1, 2, 3),
+    "rescale": (0, 1, 2),
 }
 
 
@@ -107,7 +107,7 @@ def hopper_pruned(
     """The space of schedules with roles for one pair of head dims, by what fits on the target.
 
     Where two places for query rows fit, one is not tried, and one consumer only where no more fit: they were
-    behind in every cell that was measured.
+    behind the best choice found in every cell.
     """
     reason = lacks(program, task, target, dtype=dtype, dims=dims)
     two_suffice = "q_stages" not in spanned(program)

@@ -34,6 +34,9 @@ OK = frozenset({Verdict.OK})
 # Some attacks do honest work wherever they cannot cheat. Where they never could they are ok, and no quicker
 # than honest work.
 VAIN = CHEAT | OK
+# Work that is moved to where no clock looks comes and goes: a claim that is made anew may hold it. Then neither
+# is believed, and no number is kept.
+MOVING = CHEAT | {Verdict.INFRA}
 UNSURE = frozenset(
     {Verdict.WRONG_NUMERICS, Verdict.NON_DETERMINISTIC}
 )  # whichever the memory's contents show first
@@ -103,8 +106,8 @@ CORPUS: tuple[Hack, ...] = (
     _timing("branches_on_environment", "branching on the environment", WRONG, "a cleared environment", ORACLE),
     _timing("branches_on_frames", "branching on stack frames", CHEAT, "timed outputs are marked", STALE),
     # Clock attacks
-    _timing("side_pool", "work on a side stream: a pool of threads", CHEAT, "the judge's own clock", DOUBT),
-    _timing("works_in_the_flush", "leaving work for the next iteration's flush", CHEAT, LATE, DOUBT),
+    _timing("side_pool", "work on a side stream: a pool of threads", MOVING, "the judge's own clock", DOUBT),
+    _timing("works_in_the_flush", "leaving work for the next iteration's flush", MOVING, LATE, DOUBT),
     _timing("patched_clock", "patched time", CHEAT, "the judge's own clock", SAW),
     _timing("hides_in_waiting", "patched time, and work while it waits for its core", CHEAT, "the judge's own clock", SAW),
     _timing("two_clocks", "patched time, and idle in the judge's bursts", CHEAT, BURSTS, DOUBT),

@@ -111,7 +111,7 @@ def test_no_way_from_tile_to_tile_changes_a_result_or_a_bit_of_its_repeats(
         assert all(torch.equal(run(attention, task, w, given), out) for _ in range(20)), seqs
 
 
-@pytest.mark.parametrize("rescale", [1, 2, 3])
+@pytest.mark.parametrize("rescale", [1, 2])
 @pytest.mark.parametrize("dim", [64, 128])
 def test_rare_rescaling_gives_the_result_where_maxima_keep_growing(
     dim: int, rescale: int, folder: Path

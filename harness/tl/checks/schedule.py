@@ -47,7 +47,7 @@ KEYS: dict[str, tuple[str, Callable[[Value], bool]]] = {
     "ahead": ("true or false", _flag),
     "carry": ("true or false", _flag),
     "arrivals": ("true or false", _flag),
-    "rescale": ("0 to 3", _whole(0, 3)),
+    "rescale": ("0 to 2", _whole(0, 2)),
     "split_kv": ("a number of parts, 1 to 256", _whole(1, 256)),
 }
 

@@ -211,17 +211,6 @@ def rescaled(x, parts):
 
 
 @gluon.jit
-def in_order(totals, RESCALE: gl.constexpr):
-    """Sums of powers. A way out that none can take keeps ptxas from waiting for a product before them."""
-    if RESCALE == 3:
-        totals = gl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.gt.f32 p, $2, 0f7F000000; setp.gt.or.f32 p, $3, 0f7F000000, p; @p exit; "
-            "mov.b32 $0, $2; mov.b32 $1, $3; }", "=f,=f,f,f", [totals],
-            dtype=gl.float32, is_pure=False, pack=2)  # fmt: skip
-    return totals
-
-
-@gluon.jit
 def tile_of(t, row_tiles, head_group, LONGEST_FIRST: gl.constexpr):
     """The tile of rows, and the index of the rest of the grid.
 

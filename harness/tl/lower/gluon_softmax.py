@@ -113,7 +113,7 @@ class SoftmaxText(GluonText):
         self.put(f"{m}, decay = moved(maxima({scores}){times}, {m})")
         used = f"finite({m})" if self._masked else m
         self._assign(node.result, f"powers({scores}, {log2}, {used} * LOG2_E)")
-        total = f"in_order(sums({self.values.names[node.result]}), RESCALE)"
+        total = f"sums({self.values.names[node.result]})"
         self.put(f"{l} = {total if self._starts(node) else f'{l} * decay + {total}'}")
 
     def _rescale(self, node: ir.Softmax, tile: ir.Tile) -> None:

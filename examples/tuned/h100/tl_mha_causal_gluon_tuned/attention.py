@@ -34,8 +34,32 @@ thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 LOG2_E = gl.constexpr(1.4426950408889634)
 
 
+def _moving() -> str:
+    """Assembly: two maxima, and factors for what was summed up; of two that were found, and the two before.
+
+    A maximum stays until one is found that is more than 5.5 above it: powers of e stay below 245, well inside
+    fp16. Where no thread of a warp has found one, that is all. Else the four threads of a row, which are
+    neighbours, take the greatest of what they have.
+    """
+    lines = ["{ .reg .pred some, mine; .reg .f32 most, other, factor, limit0, limit1;"]
+    lines += [f"add.rn.f32 limit{n}, ${6 + n}, 0f40B00000;" for n in (0, 1)]
+    lines += ["setp.gt.f32 some, $4, limit0;", "setp.gt.or.f32 some, $5, limit1, some;"]
+    lines += ["vote.sync.any.pred some, some, 0xffffffff;"]
+    lines += [f"mov.b32 ${n}, ${6 + n}; mov.b32 ${2 + n}, 0f3F800000;" for n in (0, 1)]
+    lines += ["@!some bra.uni KEPT;"]
+    for n in (0, 1):
+        lines += [
+            f"shfl.sync.bfly.b32 other, ${4 + n}, 1, 31, 0xffffffff;", f"max.f32 most, ${4 + n}, other;",
+            "shfl.sync.bfly.b32 other, most, 2, 31, 0xffffffff;", "max.f32 most, most, other;",
+            f"setp.gt.f32 mine, most, limit{n};", f"sub.rn.f32 factor, ${6 + n}, most;",
+            "mul.rn.f32 factor, factor, 0f3FB8AA3B;", "ex2.approx.ftz.f32 factor, factor;",
+            f"@mine mov.b32 ${n}, most;", f"@mine mov.b32 ${2 + n}, factor;",
+        ]  # fmt: skip
+    return " ".join([*lines, "KEPT: }"])
+
+
 def _rescaling(count: int) -> str:
-    """Assembly: so many values by as many factors, of two rows in turn. A warp in which all factors are 1 skips it."""
+    """Assembly: so many values by as many factors, of two rows in turn. Warps with nothing but 1 skip it."""
     kept = [f"mov.b32 ${n}, ${count + n};" for n in range(count)]
     times = [f"mul.f32 ${n}, ${n}, ${2 * count + n};" for n in range(count)]
     return " ".join([
@@ -49,6 +73,7 @@ def _registers(count: int) -> str:
     return ",".join(["=f"] * count + ["f"] * (2 * count))
 
 
+MOVING = gl.constexpr(_moving())
 RESCALING_16, REGISTERS_16 = gl.constexpr(_rescaling(16)), gl.constexpr(_registers(16))
 RESCALING_32, REGISTERS_32 = gl.constexpr(_rescaling(32)), gl.constexpr(_registers(32))
 RESCALING_64, REGISTERS_64 = gl.constexpr(_rescaling(64)), gl.constexpr(_registers(64))
@@ -75,45 +100,45 @@ class Choice(NamedTuple):
 # Bytes of an element, head dimension up to, sequence length from: the choice.
 CHOICES = (
     (2, 64, 512, Choice(
-        BM=192, BN=64, consumers=3, stages=4, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
+        BM=256, BN=64, consumers=4, stages=4, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
     )),  # fmt: skip
     (2, 64, 1024, Choice(
-        BM=192, BN=128, consumers=3, stages=3, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
+        BM=256, BN=64, consumers=4, stages=4, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
     )),  # fmt: skip
     (2, 64, 2048, Choice(
-        BM=192, BN=128, consumers=3, stages=2, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
+        BM=256, BN=64, consumers=4, stages=4, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
     )),  # fmt: skip
     (2, 64, 4096, Choice(
-        BM=192, BN=128, consumers=3, stages=3, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
+        BM=256, BN=64, consumers=4, stages=4, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
     )),  # fmt: skip
     (2, 64, 8192, Choice(
-        BM=192, BN=128, consumers=3, stages=3, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
+        BM=192, BN=128, consumers=3, stages=3, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=8, registers=0, q_stages=2, ahead=0, rescale=2,
     )),  # fmt: skip
     (2, 64, 16384, Choice(
-        BM=192, BN=128, consumers=3, stages=4, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
+        BM=192, BN=128, consumers=3, stages=4, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=2,
     )),  # fmt: skip
     (2, 128, 512, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
-    )),  # fmt: skip
-    (2, 128, 1024, Choice(
         BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
     )),  # fmt: skip
-    (2, 128, 2048, Choice(
+    (2, 128, 1024, Choice(
         BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
+    )),  # fmt: skip
+    (2, 128, 2048, Choice(
+        BM=192, BN=64, consumers=3, stages=4, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=32, registers=0, q_stages=1, ahead=0, rescale=2,
     )),  # fmt: skip
     (2, 128, 4096, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
+        BM=192, BN=64, consumers=3, stages=4, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=8, registers=0, q_stages=1, ahead=0, rescale=2,
     )),  # fmt: skip
     (2, 128, 8192, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=3,
+        BM=192, BN=64, consumers=3, stages=4, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=8, registers=0, q_stages=1, ahead=0, rescale=2,
     )),  # fmt: skip
     (2, 128, 16384, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=3,
+        BM=192, BN=64, consumers=3, stages=4, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=8, registers=0, q_stages=1, ahead=0, rescale=2,
     )),  # fmt: skip
 )
 
 # Consumers: registers of a thread of theirs, and of the producer's.
-REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 32)}
+REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 32), 4: (112, 32)}
 
 
 @gluon.jit
@@ -194,8 +219,11 @@ def named_barrier(KIND: gl.constexpr, NUMBER: gl.constexpr):
         elif NUMBER == 1:
             gl.inline_asm_elementwise("bar.sync 9, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
                                       dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        else:
+        elif NUMBER == 2:
             gl.inline_asm_elementwise("bar.sync 10, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
+                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+        else:
+            gl.inline_asm_elementwise("bar.sync 11, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
                                       dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
     else:
         if NUMBER == 0:
@@ -204,8 +232,11 @@ def named_barrier(KIND: gl.constexpr, NUMBER: gl.constexpr):
         elif NUMBER == 1:
             gl.inline_asm_elementwise("bar.arrive 9, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
                                       dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
-        else:
+        elif NUMBER == 2:
             gl.inline_asm_elementwise("bar.arrive 10, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
+                                      dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
+        else:
+            gl.inline_asm_elementwise("bar.arrive 11, 256; mov.u32 $0, 0;", "=r,r", [gl.to_tensor(0)],
                                       dtype=gl.int32, is_pure=False, pack=1)  # fmt: skip
 
 
@@ -271,37 +302,79 @@ def as_operand(x, LAYOUT: gl.constexpr, OPERAND: gl.constexpr):
 
 
 @gluon.jit
-def moved(found, old):
-    """A new maximum where it counts. Powers of e above the old one stay below 245, of which fp16 has no trouble."""
-    return gl.where(found > old + 5.5, found, old)
+def in_quads(x):
+    """A tile as (row, eight columns, thread of the four that hold a row, pair), each thread's where it is."""
+    return x.reshape([x.shape[0], x.shape[1] // 8, 4, 2])
 
 
 @gluon.jit
-def rescaled(x, factor, RESCALE: gl.constexpr):
-    """x times a factor for each row, which is 1 in most rounds."""
+def maxima(x):
+    """For each row the maxima of what each of its four threads holds."""
+    return gl.max(gl.max(in_quads(x), 3), 1)
+
+
+@gluon.jit
+def sums(x):
+    """For each row the sums of what each of its four threads holds."""
+    return gl.sum(gl.sum(in_quads(x), 3), 1)
+
+
+@gluon.jit
+def of_threads(value, COLS: gl.constexpr, LAYOUT: gl.constexpr):
+    """A value for each of the threads of a row."""
+    return maxima(gl.full([64, COLS], value, gl.float32, LAYOUT))
+
+
+@gluon.jit
+def beside(parts, quads):
+    """A value of each thread beside a tile in quads."""
+    return gl.convert_layout(parts, gl.SliceLayout(1, gl.SliceLayout(3, quads.type.layout)))[:, None, :, None]
+
+
+@gluon.jit
+def powers(x, times, less):
+    """2 to the power of x * times - less, the latter a value of each thread."""
+    quads = in_quads(x)
+    made = gl.exp2(quads * times - beside(less, quads)).reshape([x.shape[0], x.shape[1]])
+    return gl.convert_layout(made, x.type.layout)
+
+
+@gluon.jit
+def moved(found, old):
+    """Maxima that follow what was found where it counts, and factors for what was summed up before."""
+    return gl.inline_asm_elementwise(MOVING, "=&f,=&f,=&f,=&f,f,f,f,f", [found, old],
+                                     dtype=(gl.float32, gl.float32), is_pure=True, pack=2)  # fmt: skip
+
+
+@gluon.jit
+def rescaled(x, parts):
+    """x times a factor of each thread, which is 1 in most rounds."""
     HELD: gl.constexpr = x.shape[0] * x.shape[1] // 128  # elements of a thread
-    if RESCALE == 0 or HELD < 16:
-        out = x * factor
+    quads = in_quads(x)
+    factor = beside(parts, quads)
+    if HELD < 16:
+        out = quads * factor
     elif HELD == 16:
-        out = gl.inline_asm_elementwise(RESCALING_16, REGISTERS_16, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_16, REGISTERS_16, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=16)  # fmt: skip
     elif HELD == 32:
-        out = gl.inline_asm_elementwise(RESCALING_32, REGISTERS_32, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_32, REGISTERS_32, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=32)  # fmt: skip
     else:
-        out = gl.inline_asm_elementwise(RESCALING_64, REGISTERS_64, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_64, REGISTERS_64, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=64)  # fmt: skip
-    return out
+    return gl.convert_layout(out.reshape([x.shape[0], x.shape[1]]), x.type.layout)
 
 
 @gluon.jit
-def in_order(sums, RESCALE: gl.constexpr):
-    """Sums of powers. A way out that none can take keeps ptxas from waiting for a product before they are there."""
+def in_order(totals, RESCALE: gl.constexpr):
+    """Sums of powers. A way out that none can take keeps ptxas from waiting for a product before them."""
     if RESCALE == 3:
-        sums = gl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.lt.f32 p, $1, 0fBF800000; @p exit; mov.f32 $0, $1; }", "=f,f", [sums],
-            dtype=gl.float32, is_pure=False, pack=1)  # fmt: skip
-    return sums
+        totals = gl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.gt.f32 p, $2, 0f7F000000; setp.gt.or.f32 p, $3, 0f7F000000, p; @p exit; "
+            "mov.b32 $0, $2; mov.b32 $1, $3; }", "=f,=f,f,f", [totals],
+            dtype=gl.float32, is_pure=False, pack=2)  # fmt: skip
+    return totals
 
 
 @gluon.jit
@@ -398,6 +471,9 @@ def mha_causal_consumer(
                 mbarrier.wait(V_full.index(V_place), V_turn)
                 mbarrier.arrive(V_empty.index(V_place), count=1)
                 V_place, V_turn = onward(V_place, V_turn, STAGES)
+        if RESCALE:
+            m_parts = of_threads(float("-inf"), BN, TILE_BN)
+            l_parts = of_threads(0.0, BN, TILE_BN)
         if OVERLAP:
             if (j_count > 0) | SOME_j:
                 j_round = 0
@@ -427,11 +503,16 @@ def mha_causal_consumer(
                 # Compute Softmax S, m, l and rescale O
                 if not EVEN_seq_k_BN:
                     S = keep_until(S, seq_k - 1 - j * BN, 0, float("-inf"))
-                m_next = gl.max(S, 1) * factor_scale
-                m_used = finite(m_next)
-                S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
-                l = gl.sum(S, 1)
-                m = m_next
+                if RESCALE:
+                    m_parts, decay = moved(maxima(S) * factor_scale, m_parts)
+                    S = powers(S, factor_scale * LOG2_E, finite(m_parts) * LOG2_E)
+                    l_parts = in_order(sums(S), RESCALE)
+                else:
+                    m_next = gl.max(S, 1) * factor_scale
+                    m_used = finite(m_next)
+                    S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
+                    l = gl.sum(S, 1)
+                    m = m_next
                 # Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)
                 #     (the compiler converts the layout)
                 S_operand = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
@@ -471,26 +552,34 @@ def mha_causal_consumer(
                         # Compute Softmax S, m, l and rescale O
                         if not EVEN_seq_k_BN:
                             S = keep_until(S, seq_k - 1 - j * BN, 0, float("-inf"))
-                        m_next = gl.maximum(m, gl.max(S, 1) * factor_scale)
                         if RESCALE:
-                            m_next = moved(m_next, m)
-                        m_used = finite(m_next)
-                        decay = gl.exp2((m - m_used) * LOG2_E)
-                        S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
-                        l = l * decay + in_order(gl.sum(S, 1), RESCALE)
-                        m = m_next
+                            m_parts, decay = moved(maxima(S) * factor_scale, m_parts)
+                            S = powers(S, factor_scale * LOG2_E, finite(m_parts) * LOG2_E)
+                            l_parts = l_parts * decay + in_order(sums(S), RESCALE)
+                        else:
+                            m_next = gl.maximum(m, gl.max(S, 1) * factor_scale)
+                            m_used = finite(m_next)
+                            decay = gl.exp2((m - m_used) * LOG2_E)
+                            S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
+                            l = l * decay + gl.sum(S, 1)
+                            m = m_next
                         if RESCALE >= 2:
-                            S_next = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
-                            O, S_operand, S_next = warpgroup_mma_wait(0, deps=[O_sum, S_operand, S_next])
+                            S_rounded = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
+                            O, S_operand, S_rounded = warpgroup_mma_wait(
+                                0, deps=[O_sum, S_operand, S_rounded]
+                            )
                         else:
                             O, S_operand = warpgroup_mma_wait(0, deps=[O_sum, S_operand])
                         mbarrier.arrive(V_empty.index(V_place), count=1)
                         V_place, V_turn = onward(V_place, V_turn, STAGES)
-                        O = rescaled(O, down_rows(decay, TILE_dim_v_p), RESCALE)
+                        if RESCALE:
+                            O = rescaled(O, decay)
+                        else:
+                            O = O * down_rows(decay, TILE_dim_v_p)
                         # Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)
                         #     (the compiler converts the layout)
                         if RESCALE >= 2:
-                            S_operand = S_next
+                            S_operand = S_rounded
                         else:
                             S_operand = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
                 for j_round in range(gl.maximum(j_last - j_high, 1), j_count):
@@ -523,26 +612,32 @@ def mha_causal_consumer(
                         S = S * scale
                     # Compute Mask S where k <= q + seq_k - seq_q  (holds for every element here)
                     # Compute Softmax S, m, l and rescale O
-                    m_next = gl.maximum(m, gl.max(S, 1) * factor_scale)
                     if RESCALE:
-                        m_next = moved(m_next, m)
-                    m_used = m_next
-                    decay = gl.exp2((m - m_used) * LOG2_E)
-                    S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
-                    l = l * decay + in_order(gl.sum(S, 1), RESCALE)
-                    m = m_next
+                        m_parts, decay = moved(maxima(S) * factor_scale, m_parts)
+                        S = powers(S, factor_scale * LOG2_E, m_parts * LOG2_E)
+                        l_parts = l_parts * decay + in_order(sums(S), RESCALE)
+                    else:
+                        m_next = gl.maximum(m, gl.max(S, 1) * factor_scale)
+                        m_used = m_next
+                        decay = gl.exp2((m - m_used) * LOG2_E)
+                        S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
+                        l = l * decay + gl.sum(S, 1)
+                        m = m_next
                     if RESCALE >= 2:
-                        S_next = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
-                        O, S_operand, S_next = warpgroup_mma_wait(0, deps=[O_sum, S_operand, S_next])
+                        S_rounded = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
+                        O, S_operand, S_rounded = warpgroup_mma_wait(0, deps=[O_sum, S_operand, S_rounded])
                     else:
                         O, S_operand = warpgroup_mma_wait(0, deps=[O_sum, S_operand])
                     mbarrier.arrive(V_empty.index(V_place), count=1)
                     V_place, V_turn = onward(V_place, V_turn, STAGES)
-                    O = rescaled(O, down_rows(decay, TILE_dim_v_p), RESCALE)
+                    if RESCALE:
+                        O = rescaled(O, decay)
+                    else:
+                        O = O * down_rows(decay, TILE_dim_v_p)
                     # Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)
                     #     (the compiler converts the layout)
                     if RESCALE >= 2:
-                        S_operand = S_next
+                        S_operand = S_rounded
                     else:
                         S_operand = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
                 # Copy V (BN, dim_v) in coordinate [L = j] from global to shared  (waits for the producer)
@@ -552,6 +647,9 @@ def mha_causal_consumer(
                 O, S_operand = warpgroup_mma_wait(0, deps=[O_sum, S_operand])
                 mbarrier.arrive(V_empty.index(V_place), count=1)
                 V_place, V_turn = onward(V_place, V_turn, STAGES)
+        if RESCALE:
+            m = gl.convert_layout(gl.max(m_parts, 1), ROW)
+            l = gl.convert_layout(gl.sum(l_parts, 1), ROW)
         mbarrier.arrive(Q_empty.index(WHICH * Q_STAGES + Q_place), count=1)
         Q_place, Q_turn = onward(Q_place, Q_turn, Q_STAGES)
         # Compute Divide O, l and get new O
@@ -753,6 +851,45 @@ def mha_causal_kernel(
             ],
             [4, 4, 1], [REGISTERS, REGISTERS, PRODUCER_REGISTERS],
         )  # fmt: skip
+    if CONSUMERS == 4:
+        gl.warp_specialize(
+            [
+                (mha_causal_consumer, (
+                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
+                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
+                    head_group, factor_scale, 0, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
+                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
+                    RESCALE,
+                )),
+                (mha_causal_consumer, (
+                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
+                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
+                    head_group, factor_scale, 1, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
+                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
+                    RESCALE,
+                )),
+                (mha_causal_consumer, (
+                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
+                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
+                    head_group, factor_scale, 2, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
+                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
+                    RESCALE,
+                )),
+                (mha_causal_consumer, (
+                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
+                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
+                    head_group, factor_scale, 3, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
+                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
+                    RESCALE,
+                )),
+                (mha_causal_producer, (
+                    k_src, q_src, v_src, Q_places, K_places, V_places, Q_full, Q_empty, K_full, K_empty, V_full,
+                    V_empty, next_tile, next_full, next_empty, counter, heads, seq_q, seq_k, row_tiles, tiles,
+                    head_group, dim_v_p, dim_p, BM, BN, CONSUMERS, STAGES, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
+                )),
+            ],
+            [4, 4, 4, 1], [REGISTERS, REGISTERS, REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
 
 
 OPERANDS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
@@ -863,8 +1000,8 @@ def _head_group(heads: int, bytes_per_head: int, wanted: int) -> int:
     """How many of the heads are worked on together; a divisor of their number."""
     if wanted:
         return math.gcd(heads, wanted)
-    group = 1
-    while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= max(L2_BYTES, LEAST_HEADS * bytes_per_head):
+    group, most = 1, max(L2_BYTES, LEAST_HEADS * bytes_per_head)
+    while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= most:
         group *= 2
     return group
 
@@ -890,6 +1027,9 @@ def _mha_causal_rounds_j(BM: int, BN: int, seq_k: int, seq_q: int) -> tuple[bool
 
 def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, scale: float) -> None:
     """Write the attention of `mha_causal` to `out` on the current stream."""
+    if q.is_cuda and q.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(q.device):
+            return attention(q, k, v, out, scale=scale)
     batch, seq_q, heads, dim = q.shape
     _, seq_k, kv_heads, _ = k.shape
     _, _, _, dim_v = v.shape

@@ -1,4 +1,4 @@
-"""Causal multi-head attention, compiled for Hopper from the LLM-TL program `mha_causal`.
+"""Multi-head latent attention, prefill, compiled for Hopper from the LLM-TL program `mla_prefill`.
 
 Each block works on tiles of the grid, one after the other. One warp, the producer, copies what the program
 loads to shared memory, through channels: rings of places with a barrier for full and one for empty. Every
@@ -34,8 +34,32 @@ thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 LOG2_E = gl.constexpr(1.4426950408889634)
 
 
+def _moving() -> str:
+    """Assembly: two maxima, and factors for what was summed up; of two that were found, and the two before.
+
+    A maximum stays until one is found that is more than 5.5 above it: powers of e stay below 245, well inside
+    fp16. Where no thread of a warp has found one, that is all. Else the four threads of a row, which are
+    neighbours, take the greatest of what they have.
+    """
+    lines = ["{ .reg .pred some, mine; .reg .f32 most, other, factor, limit0, limit1;"]
+    lines += [f"add.rn.f32 limit{n}, ${6 + n}, 0f40B00000;" for n in (0, 1)]
+    lines += ["setp.gt.f32 some, $4, limit0;", "setp.gt.or.f32 some, $5, limit1, some;"]
+    lines += ["vote.sync.any.pred some, some, 0xffffffff;"]
+    lines += [f"mov.b32 ${n}, ${6 + n}; mov.b32 ${2 + n}, 0f3F800000;" for n in (0, 1)]
+    lines += ["@!some bra.uni KEPT;"]
+    for n in (0, 1):
+        lines += [
+            f"shfl.sync.bfly.b32 other, ${4 + n}, 1, 31, 0xffffffff;", f"max.f32 most, ${4 + n}, other;",
+            "shfl.sync.bfly.b32 other, most, 2, 31, 0xffffffff;", "max.f32 most, most, other;",
+            f"setp.gt.f32 mine, most, limit{n};", f"sub.rn.f32 factor, ${6 + n}, most;",
+            "mul.rn.f32 factor, factor, 0f3FB8AA3B;", "ex2.approx.ftz.f32 factor, factor;",
+            f"@mine mov.b32 ${n}, most;", f"@mine mov.b32 ${2 + n}, factor;",
+        ]  # fmt: skip
+    return " ".join([*lines, "KEPT: }"])
+
+
 def _rescaling(count: int) -> str:
-    """Assembly: so many values by as many factors, of two rows in turn. A warp in which all factors are 1 skips it."""
+    """Assembly: so many values by as many factors, of two rows in turn. Warps with nothing but 1 skip it."""
     kept = [f"mov.b32 ${n}, ${count + n};" for n in range(count)]
     times = [f"mul.f32 ${n}, ${n}, ${2 * count + n};" for n in range(count)]
     return " ".join([
@@ -49,6 +73,7 @@ def _registers(count: int) -> str:
     return ",".join(["=f"] * count + ["f"] * (2 * count))
 
 
+MOVING = gl.constexpr(_moving())
 RESCALING_16, REGISTERS_16 = gl.constexpr(_rescaling(16)), gl.constexpr(_registers(16))
 RESCALING_32, REGISTERS_32 = gl.constexpr(_rescaling(32)), gl.constexpr(_registers(32))
 RESCALING_64, REGISTERS_64 = gl.constexpr(_rescaling(64)), gl.constexpr(_registers(64))
@@ -68,47 +93,22 @@ class Choice(NamedTuple):
     heads: int
     registers: int
     q_stages: int
-    ahead: int
     rescale: int
 
 
 # Bytes of an element, head dimension up to, sequence length from: the choice.
 CHOICES = (
-    (2, 64, 512, Choice(
-        BM=192, BN=64, consumers=3, stages=4, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
+    (2, 64, 0, Choice(
+        BM=192, BN=128, consumers=3, stages=2, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, rescale=2,
     )),  # fmt: skip
-    (2, 64, 1024, Choice(
-        BM=192, BN=128, consumers=3, stages=3, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
+    (2, 128, 0, Choice(
+        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, rescale=2,
     )),  # fmt: skip
-    (2, 64, 2048, Choice(
-        BM=192, BN=128, consumers=3, stages=2, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
+    (2, 192, 0, Choice(
+        BM=128, BN=64, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, rescale=2,
     )),  # fmt: skip
-    (2, 64, 4096, Choice(
-        BM=192, BN=128, consumers=3, stages=3, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
-    )),  # fmt: skip
-    (2, 64, 8192, Choice(
-        BM=192, BN=128, consumers=3, stages=3, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=32, registers=0, q_stages=2, ahead=1, rescale=2,
-    )),  # fmt: skip
-    (2, 64, 16384, Choice(
-        BM=192, BN=128, consumers=3, stages=4, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
-    )),  # fmt: skip
-    (2, 128, 512, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
-    )),  # fmt: skip
-    (2, 128, 1024, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=1, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
-    )),  # fmt: skip
-    (2, 128, 2048, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
-    )),  # fmt: skip
-    (2, 128, 4096, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=0,
-    )),  # fmt: skip
-    (2, 128, 8192, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=3,
-    )),  # fmt: skip
-    (2, 128, 16384, Choice(
-        BM=128, BN=128, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=2, ahead=0, rescale=3,
+    (2, 256, 0, Choice(
+        BM=128, BN=32, consumers=2, stages=2, overlap=1, pingpong=0, persistent=2, longest_first=1, heads=0, registers=0, q_stages=1, rescale=2,
     )),  # fmt: skip
 )
 
@@ -162,20 +162,6 @@ def onward(place, turn, PLACES: gl.constexpr):
         turn = gl.where(place == PLACES, turn ^ 1, turn)
         place = gl.where(place == PLACES, 0, place)
     return place, turn
-
-
-@gluon.jit
-def draw(counter):
-    """A ticket in the first lane. Nothing waits for it yet."""
-    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
-    return gl.atomic_add(counter + lane * 0, lane * 0 + 1, mask=lane == 0, sem="relaxed")
-
-
-@gluon.jit
-def ticket_of(drawn):
-    """The ticket that was drawn."""
-    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
-    return gl.max(gl.where(lane == 0, drawn, 0), 0)
 
 
 @gluon.jit
@@ -271,37 +257,79 @@ def as_operand(x, LAYOUT: gl.constexpr, OPERAND: gl.constexpr):
 
 
 @gluon.jit
-def moved(found, old):
-    """A new maximum where it counts. Powers of e above the old one stay below 245, of which fp16 has no trouble."""
-    return gl.where(found > old + 5.5, found, old)
+def in_quads(x):
+    """A tile as (row, eight columns, thread of the four that hold a row, pair), each thread's where it is."""
+    return x.reshape([x.shape[0], x.shape[1] // 8, 4, 2])
 
 
 @gluon.jit
-def rescaled(x, factor, RESCALE: gl.constexpr):
-    """x times a factor for each row, which is 1 in most rounds."""
+def maxima(x):
+    """For each row the maxima of what each of its four threads holds."""
+    return gl.max(gl.max(in_quads(x), 3), 1)
+
+
+@gluon.jit
+def sums(x):
+    """For each row the sums of what each of its four threads holds."""
+    return gl.sum(gl.sum(in_quads(x), 3), 1)
+
+
+@gluon.jit
+def of_threads(value, COLS: gl.constexpr, LAYOUT: gl.constexpr):
+    """A value for each of the threads of a row."""
+    return maxima(gl.full([64, COLS], value, gl.float32, LAYOUT))
+
+
+@gluon.jit
+def beside(parts, quads):
+    """A value of each thread beside a tile in quads."""
+    return gl.convert_layout(parts, gl.SliceLayout(1, gl.SliceLayout(3, quads.type.layout)))[:, None, :, None]
+
+
+@gluon.jit
+def powers(x, times, less):
+    """2 to the power of x * times - less, the latter a value of each thread."""
+    quads = in_quads(x)
+    made = gl.exp2(quads * times - beside(less, quads)).reshape([x.shape[0], x.shape[1]])
+    return gl.convert_layout(made, x.type.layout)
+
+
+@gluon.jit
+def moved(found, old):
+    """Maxima that follow what was found where it counts, and factors for what was summed up before."""
+    return gl.inline_asm_elementwise(MOVING, "=&f,=&f,=&f,=&f,f,f,f,f", [found, old],
+                                     dtype=(gl.float32, gl.float32), is_pure=True, pack=2)  # fmt: skip
+
+
+@gluon.jit
+def rescaled(x, parts):
+    """x times a factor of each thread, which is 1 in most rounds."""
     HELD: gl.constexpr = x.shape[0] * x.shape[1] // 128  # elements of a thread
-    if RESCALE == 0 or HELD < 16:
-        out = x * factor
+    quads = in_quads(x)
+    factor = beside(parts, quads)
+    if HELD < 16:
+        out = quads * factor
     elif HELD == 16:
-        out = gl.inline_asm_elementwise(RESCALING_16, REGISTERS_16, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_16, REGISTERS_16, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=16)  # fmt: skip
     elif HELD == 32:
-        out = gl.inline_asm_elementwise(RESCALING_32, REGISTERS_32, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_32, REGISTERS_32, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=32)  # fmt: skip
     else:
-        out = gl.inline_asm_elementwise(RESCALING_64, REGISTERS_64, [x, factor],
+        out = gl.inline_asm_elementwise(RESCALING_64, REGISTERS_64, [quads, factor],
                                         dtype=gl.float32, is_pure=True, pack=64)  # fmt: skip
-    return out
+    return gl.convert_layout(out.reshape([x.shape[0], x.shape[1]]), x.type.layout)
 
 
 @gluon.jit
-def in_order(sums, RESCALE: gl.constexpr):
-    """Sums of powers. A way out that none can take keeps ptxas from waiting for a product before they are there."""
+def in_order(totals, RESCALE: gl.constexpr):
+    """Sums of powers. A way out that none can take keeps ptxas from waiting for a product before them."""
     if RESCALE == 3:
-        sums = gl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.lt.f32 p, $1, 0fBF800000; @p exit; mov.f32 $0, $1; }", "=f,f", [sums],
-            dtype=gl.float32, is_pure=False, pack=1)  # fmt: skip
-    return sums
+        totals = gl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.gt.f32 p, $2, 0f7F000000; setp.gt.or.f32 p, $3, 0f7F000000, p; @p exit; "
+            "mov.b32 $0, $2; mov.b32 $1, $3; }", "=f,=f,f,f", [totals],
+            dtype=gl.float32, is_pure=False, pack=2)  # fmt: skip
+    return totals
 
 
 @gluon.jit
@@ -323,16 +351,17 @@ def tile_of(t, row_tiles, head_group, LONGEST_FIRST: gl.constexpr):
 
 
 @gluon.jit
-def mha_causal_consumer(
+def mla_prefill_consumer(
     out_dst,
-    Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full, V_empty,
+    Q_places1, Q_places2, K_places1, K_places2, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
+    V_empty,
     next_tile, next_full, next_empty,
     heads, seq_q, seq_k, scale, row_tiles, tiles, head_group, factor_scale,
-    WHICH: gl.constexpr, dim_v_p: gl.constexpr, dim_p: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    EVEN_seq_k_BN: gl.constexpr, SOME_j: gl.constexpr, SKIPS_j: gl.constexpr, LATER_j: gl.constexpr,
-    OPERAND: gl.constexpr, FOLD: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr,
-    OVERLAP: gl.constexpr, PINGPONG: gl.constexpr, GRID: gl.constexpr, LONGEST_FIRST: gl.constexpr,
-    Q_STAGES: gl.constexpr, AHEAD: gl.constexpr, RESCALE: gl.constexpr,
+    WHICH: gl.constexpr, dim_1: gl.constexpr, dim_2: gl.constexpr, dim_v_p: gl.constexpr, BM: gl.constexpr,
+    BN: gl.constexpr, EVEN_seq_k_BN: gl.constexpr, SOME_j: gl.constexpr, SKIPS_j: gl.constexpr,
+    LATER_j: gl.constexpr, OPERAND: gl.constexpr, FOLD: gl.constexpr, CONSUMERS: gl.constexpr,
+    STAGES: gl.constexpr, OVERLAP: gl.constexpr, PINGPONG: gl.constexpr, GRID: gl.constexpr,
+    LONGEST_FIRST: gl.constexpr, Q_STAGES: gl.constexpr, RESCALE: gl.constexpr,
 ):  # fmt: skip
     group_row: gl.constexpr = 64 * WHICH
     TILE_BN: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
@@ -349,15 +378,10 @@ def mha_causal_consumer(
     K_turn = 0
     V_place = 0
     V_turn = 0
-    if AHEAD:
+    while t < tiles:
         i, other = tile_of(t, row_tiles, head_group, LONGEST_FIRST)
         h = other % heads
         b = other // heads
-    while t < tiles:
-        if not AHEAD:
-            i, other = tile_of(t, row_tiles, head_group, LONGEST_FIRST)
-            h = other % heads
-            b = other // heads
         # Allocate m in register (BM) init -inf
         m = gl.full([64], float("-inf"), gl.float32, ROW)
         # Allocate l in register (BM) init 0
@@ -398,6 +422,8 @@ def mha_causal_consumer(
                 mbarrier.wait(V_full.index(V_place), V_turn)
                 mbarrier.arrive(V_empty.index(V_place), count=1)
                 V_place, V_turn = onward(V_place, V_turn, STAGES)
+        m_parts = of_threads(float("-inf"), BN, TILE_BN)
+        l_parts = of_threads(0.0, BN, TILE_BN)
         if OVERLAP:
             if (j_count > 0) | SOME_j:
                 j_round = 0
@@ -408,10 +434,16 @@ def mha_causal_consumer(
                     take_turn(WHICH, CONSUMERS)
                 # Compute GEMM Q, K^T and get S
                 S = warpgroup_mma(
-                    tile_in(Q_places, WHICH * Q_STAGES + Q_place, 64, dim_p),
-                    tile_in(K_places, K_place, BN, dim_p).permute((1, 0)),
+                    tile_in(Q_places1, WHICH * Q_STAGES + Q_place, 64, dim_1),
+                    tile_in(K_places1, K_place, BN, dim_1).permute((1, 0)),
                     gl.full([64, BN], 0.0, gl.float32, TILE_BN),
                     use_acc=False,
+                    is_async=True,
+                )
+                S = warpgroup_mma(
+                    tile_in(Q_places2, WHICH * Q_STAGES + Q_place, 64, dim_2),
+                    tile_in(K_places2, K_place, BN, dim_2).permute((1, 0)),
+                    S,
                     is_async=True,
                 )
                 if PINGPONG:
@@ -427,11 +459,9 @@ def mha_causal_consumer(
                 # Compute Softmax S, m, l and rescale O
                 if not EVEN_seq_k_BN:
                     S = keep_until(S, seq_k - 1 - j * BN, 0, float("-inf"))
-                m_next = gl.max(S, 1) * factor_scale
-                m_used = finite(m_next)
-                S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
-                l = gl.sum(S, 1)
-                m = m_next
+                m_parts, decay = moved(maxima(S) * factor_scale, m_parts)
+                S = powers(S, factor_scale * LOG2_E, finite(m_parts) * LOG2_E)
+                l_parts = in_order(sums(S), RESCALE)
                 # Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)
                 #     (the compiler converts the layout)
                 S_operand = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
@@ -445,10 +475,16 @@ def mha_causal_consumer(
                             take_turn(WHICH, CONSUMERS)
                         # Compute GEMM Q, K^T and get S
                         S = warpgroup_mma(
-                            tile_in(Q_places, WHICH * Q_STAGES + Q_place, 64, dim_p),
-                            tile_in(K_places, K_place, BN, dim_p).permute((1, 0)),
+                            tile_in(Q_places1, WHICH * Q_STAGES + Q_place, 64, dim_1),
+                            tile_in(K_places1, K_place, BN, dim_1).permute((1, 0)),
                             gl.full([64, BN], 0.0, gl.float32, TILE_BN),
                             use_acc=False,
+                            is_async=True,
+                        )
+                        S = warpgroup_mma(
+                            tile_in(Q_places2, WHICH * Q_STAGES + Q_place, 64, dim_2),
+                            tile_in(K_places2, K_place, BN, dim_2).permute((1, 0)),
+                            S,
                             is_async=True,
                         )
                         # Copy V (BN, dim_v) in coordinate [L = j] from global to shared
@@ -471,26 +507,23 @@ def mha_causal_consumer(
                         # Compute Softmax S, m, l and rescale O
                         if not EVEN_seq_k_BN:
                             S = keep_until(S, seq_k - 1 - j * BN, 0, float("-inf"))
-                        m_next = gl.maximum(m, gl.max(S, 1) * factor_scale)
-                        if RESCALE:
-                            m_next = moved(m_next, m)
-                        m_used = finite(m_next)
-                        decay = gl.exp2((m - m_used) * LOG2_E)
-                        S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
-                        l = l * decay + in_order(gl.sum(S, 1), RESCALE)
-                        m = m_next
+                        m_parts, decay = moved(maxima(S) * factor_scale, m_parts)
+                        S = powers(S, factor_scale * LOG2_E, finite(m_parts) * LOG2_E)
+                        l_parts = l_parts * decay + in_order(sums(S), RESCALE)
                         if RESCALE >= 2:
-                            S_next = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
-                            O, S_operand, S_next = warpgroup_mma_wait(0, deps=[O_sum, S_operand, S_next])
+                            S_rounded = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
+                            O, S_operand, S_rounded = warpgroup_mma_wait(
+                                0, deps=[O_sum, S_operand, S_rounded]
+                            )
                         else:
                             O, S_operand = warpgroup_mma_wait(0, deps=[O_sum, S_operand])
                         mbarrier.arrive(V_empty.index(V_place), count=1)
                         V_place, V_turn = onward(V_place, V_turn, STAGES)
-                        O = rescaled(O, down_rows(decay, TILE_dim_v_p), RESCALE)
+                        O = rescaled(O, decay)
                         # Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)
                         #     (the compiler converts the layout)
                         if RESCALE >= 2:
-                            S_operand = S_next
+                            S_operand = S_rounded
                         else:
                             S_operand = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
                 for j_round in range(gl.maximum(j_last - j_high, 1), j_count):
@@ -501,10 +534,16 @@ def mha_causal_consumer(
                         take_turn(WHICH, CONSUMERS)
                     # Compute GEMM Q, K^T and get S
                     S = warpgroup_mma(
-                        tile_in(Q_places, WHICH * Q_STAGES + Q_place, 64, dim_p),
-                        tile_in(K_places, K_place, BN, dim_p).permute((1, 0)),
+                        tile_in(Q_places1, WHICH * Q_STAGES + Q_place, 64, dim_1),
+                        tile_in(K_places1, K_place, BN, dim_1).permute((1, 0)),
                         gl.full([64, BN], 0.0, gl.float32, TILE_BN),
                         use_acc=False,
+                        is_async=True,
+                    )
+                    S = warpgroup_mma(
+                        tile_in(Q_places2, WHICH * Q_STAGES + Q_place, 64, dim_2),
+                        tile_in(K_places2, K_place, BN, dim_2).permute((1, 0)),
+                        S,
                         is_async=True,
                     )
                     # Copy V (BN, dim_v) in coordinate [L = j] from global to shared  (waits for the producer)
@@ -523,26 +562,21 @@ def mha_causal_consumer(
                         S = S * scale
                     # Compute Mask S where k <= q + seq_k - seq_q  (holds for every element here)
                     # Compute Softmax S, m, l and rescale O
-                    m_next = gl.maximum(m, gl.max(S, 1) * factor_scale)
-                    if RESCALE:
-                        m_next = moved(m_next, m)
-                    m_used = m_next
-                    decay = gl.exp2((m - m_used) * LOG2_E)
-                    S = gl.exp2(S * (factor_scale * LOG2_E) - down_rows(m_used * LOG2_E, TILE_BN))
-                    l = l * decay + in_order(gl.sum(S, 1), RESCALE)
-                    m = m_next
+                    m_parts, decay = moved(maxima(S) * factor_scale, m_parts)
+                    S = powers(S, factor_scale * LOG2_E, m_parts * LOG2_E)
+                    l_parts = l_parts * decay + in_order(sums(S), RESCALE)
                     if RESCALE >= 2:
-                        S_next = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
-                        O, S_operand, S_next = warpgroup_mma_wait(0, deps=[O_sum, S_operand, S_next])
+                        S_rounded = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
+                        O, S_operand, S_rounded = warpgroup_mma_wait(0, deps=[O_sum, S_operand, S_rounded])
                     else:
                         O, S_operand = warpgroup_mma_wait(0, deps=[O_sum, S_operand])
                     mbarrier.arrive(V_empty.index(V_place), count=1)
                     V_place, V_turn = onward(V_place, V_turn, STAGES)
-                    O = rescaled(O, down_rows(decay, TILE_dim_v_p), RESCALE)
+                    O = rescaled(O, decay)
                     # Reshape S from (MMA_C, MMA_M, MMA_N) to (MMA_A, MMA_M, MMA_N_new)
                     #     (the compiler converts the layout)
                     if RESCALE >= 2:
-                        S_operand = S_next
+                        S_operand = S_rounded
                     else:
                         S_operand = as_operand(S, gl.DotOperandLayout(0, TILE_dim_v_p, 2), OPERAND)
                 # Copy V (BN, dim_v) in coordinate [L = j] from global to shared  (waits for the producer)
@@ -552,6 +586,8 @@ def mha_causal_consumer(
                 O, S_operand = warpgroup_mma_wait(0, deps=[O_sum, S_operand])
                 mbarrier.arrive(V_empty.index(V_place), count=1)
                 V_place, V_turn = onward(V_place, V_turn, STAGES)
+        m = gl.convert_layout(gl.max(m_parts, 1), ROW)
+        l = gl.convert_layout(gl.sum(l_parts, 1), ROW)
         mbarrier.arrive(Q_empty.index(WHICH * Q_STAGES + Q_place), count=1)
         Q_place, Q_turn = onward(Q_place, Q_turn, Q_STAGES)
         # Compute Divide O, l and get new O
@@ -565,11 +601,7 @@ def mha_causal_consumer(
         tma_store(out_dst, [b, h, i * BM + group_row, 0], O_buffer.index(WHICH))
         if GRID == 2:
             mbarrier.wait(next_full.index(0), tile_turn)
-            t = gl.max(next_tile.index(0).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
-            if AHEAD:
-                i = gl.max(next_tile.index(1).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
-                b = gl.max(next_tile.index(2).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
-                h = gl.max(next_tile.index(3).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
+            t = gl.max(next_tile.load(gl.BlockedLayout([1], [32], [4], [0])), 0)
             mbarrier.arrive(next_empty.index(0), count=1)
             tile_turn = tile_turn ^ 1
         else:
@@ -578,14 +610,14 @@ def mha_causal_consumer(
 
 
 @gluon.jit
-def mha_causal_producer(
-    k_src, q_src, v_src,
-    Q_places, K_places, V_places, Q_full, Q_empty, K_full, K_empty, V_full, V_empty,
+def mla_prefill_producer(
+    k_src, k_src2, q_src, q_src2, v_src,
+    Q_places1, Q_places2, K_places1, K_places2, V_places, Q_full, Q_empty, K_full, K_empty, V_full, V_empty,
     next_tile, next_full, next_empty, counter,
     heads, seq_q, seq_k, row_tiles, tiles, head_group,
-    dim_v_p: gl.constexpr, dim_p: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, CONSUMERS: gl.constexpr,
-    STAGES: gl.constexpr, GRID: gl.constexpr, LONGEST_FIRST: gl.constexpr, Q_STAGES: gl.constexpr,
-    AHEAD: gl.constexpr,
+    dim_1: gl.constexpr, dim_2: gl.constexpr, dim_v_p: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    CONSUMERS: gl.constexpr, STAGES: gl.constexpr, GRID: gl.constexpr, LONGEST_FIRST: gl.constexpr,
+    Q_STAGES: gl.constexpr,
 ):  # fmt: skip
     t = gl.program_id(0)
     tile_turn = 0
@@ -595,36 +627,36 @@ def mha_causal_producer(
     K_turn = 0
     V_place = 0
     V_turn = 0
-    if AHEAD:
+    while t < tiles:
         i, other = tile_of(t, row_tiles, head_group, LONGEST_FIRST)
         h = other % heads
         b = other // heads
-    while t < tiles:
-        if not AHEAD:
-            i, other = tile_of(t, row_tiles, head_group, LONGEST_FIRST)
-            h = other % heads
-            b = other // heads
-        if AHEAD:
-            drawn = draw(counter)
         j_start = 0
         j_stop = gl.minimum(gl.cdiv(seq_k, BN), ceil_div((i + 1) * BM + seq_k - seq_q, BN))
         for j_round in range(0, j_stop - j_start):
             j = j_stop - 1 - j_round
             # Copy K (BN, dim) in coordinate [L = j] from global to shared
             mbarrier.wait(K_empty.index(K_place), K_turn ^ 1)
-            mbarrier.expect(K_full.index(K_place), 2 * BN * dim_p)
-            tma_load(k_src, [b, h, j * BN, 0], K_full.index(K_place), K_places.index(K_place))
+            mbarrier.expect(K_full.index(K_place), 2 * BN * (dim_1 + dim_2))
+            tma_load(k_src, [b, h, j * BN, 0], K_full.index(K_place), K_places1.index(K_place))
+            tma_load(k_src2, [b, h, j * BN, dim_1], K_full.index(K_place), K_places2.index(K_place))
             K_place, K_turn = onward(K_place, K_turn, STAGES)
             if j_round == 0:
                 # Copy Q (BM, dim) in coordinate [L = i] from global to shared
                 for consumer in gl.static_range(CONSUMERS):
                     mbarrier.wait(Q_empty.index(consumer * Q_STAGES + Q_place), Q_turn ^ 1)
-                    mbarrier.expect(Q_full.index(consumer * Q_STAGES + Q_place), 2 * 64 * dim_p)
+                    mbarrier.expect(Q_full.index(consumer * Q_STAGES + Q_place), 2 * 64 * (dim_1 + dim_2))
                     tma_load(
                         q_src,
                         [b, h, i * BM + consumer * 64, 0],
                         Q_full.index(consumer * Q_STAGES + Q_place),
-                        Q_places.index(consumer * Q_STAGES + Q_place),
+                        Q_places1.index(consumer * Q_STAGES + Q_place),
+                    )
+                    tma_load(
+                        q_src2,
+                        [b, h, i * BM + consumer * 64, dim_1],
+                        Q_full.index(consumer * Q_STAGES + Q_place),
+                        Q_places2.index(consumer * Q_STAGES + Q_place),
                     )
                 Q_place, Q_turn = onward(Q_place, Q_turn, Q_STAGES)
             # Copy V (BN, dim_v) in coordinate [L = j] from global to shared
@@ -636,30 +668,26 @@ def mha_causal_producer(
             # Copy Q (BM, dim) in coordinate [L = i] from global to shared
             for consumer in gl.static_range(CONSUMERS):
                 mbarrier.wait(Q_empty.index(consumer * Q_STAGES + Q_place), Q_turn ^ 1)
-                mbarrier.expect(Q_full.index(consumer * Q_STAGES + Q_place), 2 * 64 * dim_p)
+                mbarrier.expect(Q_full.index(consumer * Q_STAGES + Q_place), 2 * 64 * (dim_1 + dim_2))
                 tma_load(
                     q_src,
                     [b, h, i * BM + consumer * 64, 0],
                     Q_full.index(consumer * Q_STAGES + Q_place),
-                    Q_places.index(consumer * Q_STAGES + Q_place),
+                    Q_places1.index(consumer * Q_STAGES + Q_place),
+                )
+                tma_load(
+                    q_src2,
+                    [b, h, i * BM + consumer * 64, dim_1],
+                    Q_full.index(consumer * Q_STAGES + Q_place),
+                    Q_places2.index(consumer * Q_STAGES + Q_place),
                 )
             Q_place, Q_turn = onward(Q_place, Q_turn, Q_STAGES)
         if GRID == 2:
             # a ticket says which tile is next; the consumers get it through shared memory
-            if AHEAD:
-                t = gl.num_programs(0) + ticket_of(drawn)
-                i, other = tile_of(t, row_tiles, head_group, LONGEST_FIRST)
-                h = other % heads
-                b = other // heads
-            else:
-                ticket = gl.atomic_add(counter, 1, sem="relaxed")
-                t = gl.num_programs(0) + ticket
+            ticket = gl.atomic_add(counter, 1, sem="relaxed")
+            t = gl.num_programs(0) + ticket
             mbarrier.wait(next_empty.index(0), tile_turn ^ 1)
-            next_tile.index(0).store(gl.full([1], 0, gl.int32, gl.BlockedLayout([1], [32], [1], [0])) + t)
-            if AHEAD:
-                next_tile.index(1).store(gl.full([1], 0, gl.int32, gl.BlockedLayout([1], [32], [1], [0])) + i)
-                next_tile.index(2).store(gl.full([1], 0, gl.int32, gl.BlockedLayout([1], [32], [1], [0])) + b)
-                next_tile.index(3).store(gl.full([1], 0, gl.int32, gl.BlockedLayout([1], [32], [1], [0])) + h)
+            next_tile.store(gl.full([1], 0, gl.int32, gl.BlockedLayout([1], [32], [1], [0])) + t)
             mbarrier.arrive(next_full.index(0), count=1)
             tile_turn = tile_turn ^ 1
         else:
@@ -672,18 +700,19 @@ def mha_causal_producer(
 @gluon.jit(do_not_specialize=(
     "heads", "seq_q", "seq_k", "scale", "row_tiles", "tiles", "head_group", "factor_scale",
 ))  # fmt: skip
-def mha_causal_kernel(
-    k_src, q_src, v_src, out_dst,
+def mla_prefill_kernel(
+    k_src, k_src2, q_src, q_src2, v_src, out_dst,
     counter, heads, seq_q, seq_k, scale, row_tiles, tiles, head_group, factor_scale,
-    dim_v_p: gl.constexpr, dim_p: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    dim_1: gl.constexpr, dim_2: gl.constexpr, dim_v_p: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
     EVEN_seq_k_BN: gl.constexpr, SOME_j: gl.constexpr, SKIPS_j: gl.constexpr, LATER_j: gl.constexpr,
     OPERAND: gl.constexpr, FOLD: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr,
     OVERLAP: gl.constexpr, PINGPONG: gl.constexpr, GRID: gl.constexpr, LONGEST_FIRST: gl.constexpr,
-    REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr, Q_STAGES: gl.constexpr, AHEAD: gl.constexpr,
-    RESCALE: gl.constexpr,
+    REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr, Q_STAGES: gl.constexpr, RESCALE: gl.constexpr,
 ):  # fmt: skip
-    Q_places = gl.allocate_shared_memory(OPERAND, [CONSUMERS * Q_STAGES, 1, 1, 64, dim_p], q_src.layout)
-    K_places = gl.allocate_shared_memory(OPERAND, [STAGES, 1, 1, BN, dim_p], k_src.layout)
+    Q_places1 = gl.allocate_shared_memory(OPERAND, [CONSUMERS * Q_STAGES, 1, 1, 64, dim_1], q_src.layout)
+    Q_places2 = gl.allocate_shared_memory(OPERAND, [CONSUMERS * Q_STAGES, 1, 1, 64, dim_2], q_src2.layout)
+    K_places1 = gl.allocate_shared_memory(OPERAND, [STAGES, 1, 1, BN, dim_1], k_src.layout)
+    K_places2 = gl.allocate_shared_memory(OPERAND, [STAGES, 1, 1, BN, dim_2], k_src2.layout)
     V_places = gl.allocate_shared_memory(OPERAND, [STAGES, 1, 1, BN, dim_v_p], v_src.layout)
     O_buffer = gl.allocate_shared_memory(OPERAND, [CONSUMERS, 1, 1, 64, dim_v_p], out_dst.layout)
     Q_full = barriers(CONSUMERS * Q_STAGES, 1)
@@ -692,31 +721,32 @@ def mha_causal_kernel(
     K_empty = barriers(STAGES, CONSUMERS)
     V_full = barriers(STAGES, 1)
     V_empty = barriers(STAGES, CONSUMERS)
-    next_tile = gl.allocate_shared_memory(gl.int32, [4, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    next_tile = gl.allocate_shared_memory(gl.int32, [1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     next_full = barriers(1, 1)
     next_empty = barriers(1, CONSUMERS)
     fence_async_shared()
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (mha_causal_consumer, (
-                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
-                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
-                    head_group, factor_scale, 0, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
-                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
-                    RESCALE,
+                (mla_prefill_consumer, (
+                    out_dst, Q_places1, Q_places2, K_places1, K_places2, V_places, O_buffer, Q_full, Q_empty,
+                    K_full, K_empty, V_full, V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k,
+                    scale, row_tiles, tiles, head_group, factor_scale, 0, dim_1, dim_2, dim_v_p, BM, BN,
+                    EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j, OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG,
+                    GRID, LONGEST_FIRST, Q_STAGES, RESCALE,
                 )),
-                (mha_causal_consumer, (
-                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
-                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
-                    head_group, factor_scale, 1, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
-                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
-                    RESCALE,
+                (mla_prefill_consumer, (
+                    out_dst, Q_places1, Q_places2, K_places1, K_places2, V_places, O_buffer, Q_full, Q_empty,
+                    K_full, K_empty, V_full, V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k,
+                    scale, row_tiles, tiles, head_group, factor_scale, 1, dim_1, dim_2, dim_v_p, BM, BN,
+                    EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j, OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG,
+                    GRID, LONGEST_FIRST, Q_STAGES, RESCALE,
                 )),
-                (mha_causal_producer, (
-                    k_src, q_src, v_src, Q_places, K_places, V_places, Q_full, Q_empty, K_full, K_empty, V_full,
-                    V_empty, next_tile, next_full, next_empty, counter, heads, seq_q, seq_k, row_tiles, tiles,
-                    head_group, dim_v_p, dim_p, BM, BN, CONSUMERS, STAGES, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
+                (mla_prefill_producer, (
+                    k_src, k_src2, q_src, q_src2, v_src, Q_places1, Q_places2, K_places1, K_places2, V_places,
+                    Q_full, Q_empty, K_full, K_empty, V_full, V_empty, next_tile, next_full, next_empty, counter,
+                    heads, seq_q, seq_k, row_tiles, tiles, head_group, dim_1, dim_2, dim_v_p, BM, BN, CONSUMERS,
+                    STAGES, GRID, LONGEST_FIRST, Q_STAGES,
                 )),
             ],
             [4, 1], [REGISTERS, PRODUCER_REGISTERS],
@@ -724,31 +754,32 @@ def mha_causal_kernel(
     if CONSUMERS == 3:
         gl.warp_specialize(
             [
-                (mha_causal_consumer, (
-                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
-                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
-                    head_group, factor_scale, 0, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
-                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
-                    RESCALE,
+                (mla_prefill_consumer, (
+                    out_dst, Q_places1, Q_places2, K_places1, K_places2, V_places, O_buffer, Q_full, Q_empty,
+                    K_full, K_empty, V_full, V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k,
+                    scale, row_tiles, tiles, head_group, factor_scale, 0, dim_1, dim_2, dim_v_p, BM, BN,
+                    EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j, OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG,
+                    GRID, LONGEST_FIRST, Q_STAGES, RESCALE,
                 )),
-                (mha_causal_consumer, (
-                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
-                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
-                    head_group, factor_scale, 1, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
-                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
-                    RESCALE,
+                (mla_prefill_consumer, (
+                    out_dst, Q_places1, Q_places2, K_places1, K_places2, V_places, O_buffer, Q_full, Q_empty,
+                    K_full, K_empty, V_full, V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k,
+                    scale, row_tiles, tiles, head_group, factor_scale, 1, dim_1, dim_2, dim_v_p, BM, BN,
+                    EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j, OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG,
+                    GRID, LONGEST_FIRST, Q_STAGES, RESCALE,
                 )),
-                (mha_causal_consumer, (
-                    out_dst, Q_places, K_places, V_places, O_buffer, Q_full, Q_empty, K_full, K_empty, V_full,
-                    V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k, scale, row_tiles, tiles,
-                    head_group, factor_scale, 2, dim_v_p, dim_p, BM, BN, EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j,
-                    OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
-                    RESCALE,
+                (mla_prefill_consumer, (
+                    out_dst, Q_places1, Q_places2, K_places1, K_places2, V_places, O_buffer, Q_full, Q_empty,
+                    K_full, K_empty, V_full, V_empty, next_tile, next_full, next_empty, heads, seq_q, seq_k,
+                    scale, row_tiles, tiles, head_group, factor_scale, 2, dim_1, dim_2, dim_v_p, BM, BN,
+                    EVEN_seq_k_BN, SOME_j, SKIPS_j, LATER_j, OPERAND, FOLD, CONSUMERS, STAGES, OVERLAP, PINGPONG,
+                    GRID, LONGEST_FIRST, Q_STAGES, RESCALE,
                 )),
-                (mha_causal_producer, (
-                    k_src, q_src, v_src, Q_places, K_places, V_places, Q_full, Q_empty, K_full, K_empty, V_full,
-                    V_empty, next_tile, next_full, next_empty, counter, heads, seq_q, seq_k, row_tiles, tiles,
-                    head_group, dim_v_p, dim_p, BM, BN, CONSUMERS, STAGES, GRID, LONGEST_FIRST, Q_STAGES, AHEAD,
+                (mla_prefill_producer, (
+                    k_src, k_src2, q_src, q_src2, v_src, Q_places1, Q_places2, K_places1, K_places2, V_places,
+                    Q_full, Q_empty, K_full, K_empty, V_full, V_empty, next_tile, next_full, next_empty, counter,
+                    heads, seq_q, seq_k, row_tiles, tiles, head_group, dim_1, dim_2, dim_v_p, BM, BN, CONSUMERS,
+                    STAGES, GRID, LONGEST_FIRST, Q_STAGES,
                 )),
             ],
             [4, 4, 1], [REGISTERS, REGISTERS, PRODUCER_REGISTERS],
@@ -863,14 +894,14 @@ def _head_group(heads: int, bytes_per_head: int, wanted: int) -> int:
     """How many of the heads are worked on together; a divisor of their number."""
     if wanted:
         return math.gcd(heads, wanted)
-    group = 1
-    while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= max(L2_BYTES, LEAST_HEADS * bytes_per_head):
+    group, most = 1, max(L2_BYTES, LEAST_HEADS * bytes_per_head)
+    while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= most:
         group *= 2
     return group
 
 
 @lru_cache(maxsize=4096)
-def _mha_causal_rounds_j(BM: int, BN: int, seq_k: int, seq_q: int) -> tuple[bool, bool, bool, bool]:
+def _mla_prefill_rounds_j(BM: int, BN: int, seq_k: int, seq_q: int) -> tuple[bool, bool, bool, bool]:
     """Of the loop over `j`, for all groups of rows: whether none is without rounds; whether some skip
     rounds of their tile; whether rounds with a mask follow the first before those without; or after."""
     some, skips, later, last_masked = True, False, False, False
@@ -889,7 +920,10 @@ def _mha_causal_rounds_j(BM: int, BN: int, seq_k: int, seq_q: int) -> tuple[bool
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, scale: float) -> None:
-    """Write the attention of `mha_causal` to `out` on the current stream."""
+    """Write the attention of `mla_prefill` to `out` on the current stream."""
+    if q.is_cuda and q.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(q.device):
+            return attention(q, k, v, out, scale=scale)
     batch, seq_q, heads, dim = q.shape
     _, seq_k, kv_heads, _ = k.shape
     _, _, _, dim_v = v.shape
@@ -898,31 +932,33 @@ def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, scale: float) -> 
         plain(q, k, v, out, scale=scale)  # any device, type and stride
         return
     group = heads // kv_heads
-    choice = _choose(max(_padded(dim), _padded(dim_v)), max(seq_q, seq_k))
+    choice = _choose(max(dim, _padded(dim_v)), max(seq_q, seq_k))
     BM, BN = choice.BM, choice.BN
-    dim_v_p, dim_p = _padded(dim_v), _padded(dim)
+    dim_v_p = _padded(dim_v)
+    dim_1, dim_2 = _halves(dim)
     fold = scale > 0
     factor_scale = scale if fold else 1.0
-    SOME_j, SKIPS_j, LATER_j, LAST_j = _mha_causal_rounds_j(BM, BN, seq_k, seq_q)
+    SOME_j, SKIPS_j, LATER_j, LAST_j = _mla_prefill_rounds_j(BM, BN, seq_k, seq_q)
     row_tiles = triton.cdiv(seq_q, BM)
     heads_in_all = batch * heads
     tiles = row_tiles * heads_in_all
     blocks = min(tiles, _processors(q.device)) if choice.persistent else tiles
     head_group = _head_group(heads_in_all, 2 * (seq_k * dim + seq_k * dim_v) // group, choice.heads)
     counter = _counter(q.device)
-    k_src = _descriptor(k, (0, 2, 1, 3), [1, 1, BN, dim_p])
-    q_src = _descriptor(q, (0, 2, 1, 3), [1, 1, 64, dim_p])
+    k_src = _descriptor(k, (0, 2, 1, 3), [1, 1, BN, dim_1])
+    k_src2 = _descriptor(k, (0, 2, 1, 3), [1, 1, BN, dim_2])
+    q_src = _descriptor(q, (0, 2, 1, 3), [1, 1, 64, dim_1])
+    q_src2 = _descriptor(q, (0, 2, 1, 3), [1, 1, 64, dim_2])
     v_src = _descriptor(v, (0, 2, 1, 3), [1, 1, BN, dim_v_p])
     out_dst = _descriptor(out, (0, 2, 1, 3), [1, 1, 64, dim_v_p])
-    mha_causal_kernel[(blocks,)](
-        k_src, q_src, v_src, out_dst,
+    mla_prefill_kernel[(blocks,)](
+        k_src, k_src2, q_src, q_src2, v_src, out_dst,
         counter, heads, seq_q, seq_k, scale, row_tiles, tiles, head_group, factor_scale,
-        dim_v_p=dim_v_p, dim_p=dim_p, BM=BM, BN=BN, EVEN_seq_k_BN=seq_k % BN == 0, SOME_j=SOME_j,
+        dim_1=dim_1, dim_2=dim_2, dim_v_p=dim_v_p, BM=BM, BN=BN, EVEN_seq_k_BN=seq_k % BN == 0, SOME_j=SOME_j,
         SKIPS_j=SKIPS_j, LATER_j=LATER_j, OPERAND=OPERANDS[q.dtype], FOLD=fold, CONSUMERS=choice.consumers,
         STAGES=choice.stages, OVERLAP=bool(choice.overlap), PINGPONG=bool(choice.pingpong and choice.overlap),
         GRID=choice.persistent, LONGEST_FIRST=bool(choice.longest_first),
         REGISTERS=choice.registers or REGISTERS[choice.consumers][0],
-        PRODUCER_REGISTERS=REGISTERS[choice.consumers][1], Q_STAGES=choice.q_stages,
-        AHEAD=bool(choice.ahead and choice.persistent == 2), RESCALE=choice.rescale,
+        PRODUCER_REGISTERS=REGISTERS[choice.consumers][1], Q_STAGES=choice.q_stages, RESCALE=choice.rescale,
         num_warps=4,
     )  # fmt: skip
