@@ -20,8 +20,8 @@ from harness.tl.syntax import Pos
 
 # What is tried on Hopper. Columns are powers of two: no compiler's tiles there have others.
 CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3, 4), (64, 128, 256), (2, 3, 4), (0, 8, 32)
-# Other kinds of grid, products of the next tile first and arrivals of threads were behind the best choice found
-# in every cell: they are tried where the program's line names them.
+# Other kinds of grid, products of the next tile first and arrivals of threads were behind the best choice
+# found in every cell: they are tried where the program's line names them.
 TRIED = {
     "persistent": (GRIDS.index("dynamic"),),
     "q_stages": (2, 1),

@@ -16,6 +16,7 @@ from harness.tl.lower.cute_choices import complete, default_table, unfit
 from harness.tl.lower.cute_host import Signature, host_side
 from harness.tl.lower.cute_loops import KernelText
 from harness.tl.lower.lowered import Lowered, LowerError
+from harness.tl.lower.order import forwards
 from harness.tl.problem import TaskLike, symbols
 
 HEAD = '''"""{title}, compiled from the LLM-TL program `{name}`.
@@ -78,7 +79,7 @@ def lower_cute(
     for row in rows:
         if problem := unfit(program, dict(row.choice)):
             raise LowerError(problem)
-    program = replace(program, kernels=tuple(map(without_copies, program.kernels)))
+    program = replace(program, kernels=tuple(forwards(without_copies(k)) for k in program.kernels))
     texts = [_kernel_text(program, kernel, task) for kernel in program.kernels]
     known = {name: "float" if kind == "float" else "int" for name, kind in symbols(task).items()}
     parts = [(text, Signature.of(program, text, known)) for text in texts]

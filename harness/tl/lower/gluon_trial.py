@@ -14,7 +14,8 @@ import torch
 from harness.tl import ir
 from harness.tl.evaluate import op
 from harness.tl.interpret import InterpretError, interpret
-from harness.tl.lower.gluon_view import rewritten, view, with_symbols
+from harness.tl.lower.gluon_view import view
+from harness.tl.lower.rewrite import rewritten, with_symbols
 from harness.tl.problem import TaskLike, WorkloadLike, all_workloads
 
 _SHAPES = ((19, 37), (37, 19))

@@ -5,13 +5,15 @@ The producer follows the kernel of whole tiles, a consumer that of its rows; bot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from harness.tl import ir
 from harness.tl.evaluate import op
 from harness.tl.lower.copies import without_copies
 from harness.tl.lower.lowered import LowerError
+from harness.tl.lower.order import forwards
+from harness.tl.lower.rewrite import renamed, rewritten
 from harness.tl.schedule import ROWS
 from harness.tl.syntax import Level
 
@@ -36,7 +38,7 @@ def view(kernel: ir.Kernel) -> View:
     kernel = without_copies(kernel)
     kernel = replace(kernel, body=tuple(_counted(n) for n in kernel.body))
     axis, rows = _row_axis(kernel)
-    kernel = _forwards(kernel, axis)
+    kernel = forwards(kernel)
     grouped = _grouped(kernel, axis, rows)
     tiles = {t: replace(t, shape=(ir.Const(ROWS), t.shape[1])) if t in grouped else t for t in kernel.tiles}
     body = tuple(_of_group(n, tiles, grouped) for n in kernel.body)
@@ -44,48 +46,6 @@ def view(kernel: ir.Kernel) -> View:
     stored = {n.row for n in ir.nodes(body) if isinstance(n, ir.Store)}
     first = stored.pop() if len(stored) == 1 else None
     return View(kernel, group, axis, first, rows, frozenset(t.key for t in grouped))
-
-
-def _forwards(kernel: ir.Kernel, axis: ir.GridAxis) -> ir.Kernel:
-    """A kernel whose tiles of rows run from the last to the first, the other way around.
-
-    In which order blocks take tiles is the schedule's business, which brings the longest loops first itself.
-    """
-    index = ir.Sym(axis.name)
-    last = ir.Op("sub", (axis.extent, ONE))
-    mirrored = ir.Op("sub", (last, index))
-    other = ir.Sym(f"{axis.name} from the end")
-
-    def turned(e: ir.Expr) -> ir.Expr:
-        match e:
-            case _ if e == mirrored:
-                return other
-            case ir.Op(fn=fn, args=args):
-                return ir.Op(fn, tuple(turned(a) for a in args))
-            case ir.Place():
-                return replace(e, base=turned(e.base))
-            case ir.Element():
-                return replace(e, indices=tuple(turned(i) for i in e.indices))
-        return e
-
-    body = tuple(rewritten(n, lambda t: t, turned) for n in kernel.body)
-    if any(index in set(ir.walk(e)) for n in ir.nodes(body) for e in _expressions(n)):
-        return kernel
-    return replace(kernel, body=tuple(_renamed(n, {other.name: index}) for n in body))
-
-
-def _expressions(node: ir.Node) -> list[ir.Expr]:
-    """All of one operation's own, also where in a tensor of the task it reads or writes."""
-    found: list[ir.Expr] = []
-
-    def kept(e: ir.Expr) -> ir.Expr:
-        found.append(e)
-        return e
-
-    rewritten(node, lambda t: t, kept)
-    if isinstance(node, ir.Load | ir.Store):
-        found += [a for a in node.matrix.axes if not isinstance(a, str)]
-    return found
 
 
 def _row_axis(kernel: ir.Kernel) -> tuple[ir.GridAxis, ir.Expr]:
@@ -130,29 +90,11 @@ def _counted(node: ir.Node) -> ir.Node:
                 return replace(node, body=body)
             at = op("add", node.start, op("mul", ir.Sym(var), step))
             rounds = op("ceildiv", op("sub", node.stop, node.start), step)
-            body = tuple(_renamed(n, {var: at}) for n in body)
+            body = tuple(renamed(n, {var: at}) for n in body)
             return replace(node, start=ir.Const(0), stop=rounds, step=ONE, body=body)
         case ir.If(then=then, otherwise=otherwise):
             return replace(node, then=tuple(map(_counted, then)), otherwise=tuple(map(_counted, otherwise)))
     return node
-
-
-def _renamed(node: ir.Node, values: Mapping[str, ir.Expr]) -> ir.Node:
-    return rewritten(node, lambda t: t, lambda e: with_symbols(e, values))
-
-
-def with_symbols(expr: ir.Expr, values: Mapping[str, ir.Expr]) -> ir.Expr:
-    """The expression with symbols replaced, in positions and elements too; nothing is simplified."""
-    match expr:
-        case ir.Sym(name=name):
-            return values.get(name, expr)
-        case ir.Op(fn=fn, args=args):
-            return ir.Op(fn, tuple(with_symbols(a, values) for a in args))
-        case ir.Place():
-            return replace(expr, base=with_symbols(expr.base, values))
-        case ir.Element():
-            return replace(expr, indices=tuple(with_symbols(i, values) for i in expr.indices))
-    return expr
 
 
 # --- rows of a group --------------------------------------------------------------------------------
@@ -189,58 +131,3 @@ def _of_group(node: ir.Node, tiles: Mapping[ir.Tile, ir.Tile], grouped: frozense
         case ir.Load() if node.tile in grouped:
             node = replace(node, row=op("add", node.row, GROUP_ROW))
     return rewritten(node, lambda t: tiles.get(t, t), expr)
-
-
-def rewritten(
-    node: ir.Node, tile: Callable[[ir.Tile], ir.Tile], expr: Callable[[ir.Expr], ir.Expr]
-) -> ir.Node:
-    """The operation with other tiles and expressions, those inside loops and branches too."""
-
-    def axis(a: ir.Axis | None) -> ir.Axis | None:
-        return None if a is None else replace(a, base=expr(a.base))
-
-    def operand(o: ir.Operand) -> ir.Operand:
-        return replace(o, tile=tile(o.tile))
-
-    match node:
-        case ir.Init():
-            return replace(node, tile=tile(node.tile))
-        case ir.Load():
-            return replace(node, tile=tile(node.tile), row=expr(node.row), col=expr(node.col))
-        case ir.Store():
-            return replace(node, tile=tile(node.tile), row=expr(node.row), col=expr(node.col))
-        case ir.Move():
-            return replace(node, tile=tile(node.tile), target=tile(node.target))
-        case ir.Gemm():
-            return replace(
-                node, a=operand(node.a), b=operand(node.b), result=tile(node.result),
-                contracted=axis(node.contracted),
-            )  # fmt: skip
-        case ir.Map():
-            return replace(node, result=tile(node.result), expr=expr(node.expr))
-        case ir.Reduce():
-            start = None if node.start is None else expr(node.start)
-            return replace(
-                node, expr=expr(node.expr), result=tile(node.result), start=start, across=axis(node.across)
-            )
-        case ir.Mask():
-            return replace(node, tile=tile(node.tile), cond=expr(node.cond), result=tile(node.result))
-        case ir.Softmax():
-            return replace(
-                node, tile=tile(node.tile), m=tile(node.m), l=tile(node.l), result=tile(node.result),
-                rescale=tuple(tile(t) for t in node.rescale),
-                alpha=None if node.alpha is None else tile(node.alpha), across=axis(node.across),
-            )  # fmt: skip
-        case ir.Reshape():
-            return replace(node, tile=tile(node.tile))
-        case ir.For():
-            return replace(
-                node, start=expr(node.start), stop=expr(node.stop),
-                body=tuple(rewritten(n, tile, expr) for n in node.body),
-            )  # fmt: skip
-        case ir.If():
-            return replace(
-                node, cond=expr(node.cond),
-                then=tuple(rewritten(n, tile, expr) for n in node.then),
-                otherwise=tuple(rewritten(n, tile, expr) for n in node.otherwise),
-            )  # fmt: skip

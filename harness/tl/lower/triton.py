@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from harness.targets import Target
 from harness.tl import ir
@@ -10,6 +11,7 @@ from harness.tl.lower.carried import carried, given_keys
 from harness.tl.lower.choices import Row, default_table
 from harness.tl.lower.facts import grows
 from harness.tl.lower.lowered import Lowered, LowerError
+from harness.tl.lower.order import forwards
 from harness.tl.lower.python_layout import call
 from harness.tl.lower.triton_host import host_side
 from harness.tl.lower.triton_loops import KernelText
@@ -68,6 +70,7 @@ def lower_triton(
         )
     rows = _rows(program, target, table, choice)
     overlap = any(dict(row.choice).get("overlap") for row in rows)
+    program = replace(program, kernels=tuple(map(forwards, program.kernels)))
     texts = [_kernel_text(program, kernel, task, overlap) for kernel in program.kernels]
     parts = [(text, Signature.of(program, text, symbols(task))) for text in texts]
     kernels = "".join(_source(text, signature) for text, signature in parts)
