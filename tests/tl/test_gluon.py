@@ -597,15 +597,16 @@ def test_rare_rescaling_spills_nothing_and_asks_other_threads_in_rare_rounds_onl
         assert ("vote.sync.any.pred" in kernel.ptx) == (rescale > 0)
         if not found:
             pytest.skip("no disassembler")
-        assert _shuffles_of_a_round(found) == (4 if rescale else 8)
+        assert (_shuffles_of_a_round(found) >= 8) == (rescale == 0)
 
 
 def _shuffles_of_a_round(instructions: list[str]) -> int:
-    """The most between a round's products; those behind a vote, which most rounds pass by, included."""
-    counts, since = [], 0
+    """The most beside a round's exponentials; those behind a vote, which most rounds pass by, included."""
+    counts, since, powers = [0], 0, 0
     for op in instructions:
         if op.startswith("HGMMA"):
-            counts.append(since)
-            since = 0
+            counts += [since] if powers >= 32 else []
+            since = powers = 0
         since += op.startswith("SHFL")
+        powers += op == "MUFU.EX2"
     return max(counts)
