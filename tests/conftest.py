@@ -26,9 +26,10 @@ def _sandbox() -> Sandbox | None:
 SANDBOX = _sandbox()  # None: this machine cannot confine; tests that are about confining are skipped
 needs_sandbox = pytest.mark.skipif(SANDBOX is None, reason="no sandbox is to be had on this machine")
 
-# Long runs of hostile, faulty and of odd but honest kernels: a session of their own, `nox -s hacks`.
+# Hostile kernels whose verdicts are about times, faulty and odd but honest ones: a session of their own,
+# `nox -s hacks`, on a machine with nothing beside them.
 CORPUS = (
-    "hacks/",
+    "hacks/test_timing.py",
     "honest/",
     "faults/",
     "test_lost_workers.py",
@@ -36,6 +37,8 @@ CORPUS = (
 )
 # Files that take longest: they come first, so that no process is left with one while the others are done.
 LONGEST = (
+    "hacks/test_grader.py",
+    "hacks/test_work.py",
     "test_resume.py",
     "test_generation_commands.py",
     "test_pipeline.py",

@@ -59,7 +59,7 @@ def _grader(name: str, attack: str, verdict: frozenset[Verdict], by: str, eviden
 BY_LIBRARY = "the work is done by"
 NORMAL, TAIL = "the oracle", "hidden shapes off a tile"
 RECORDS = "records of what ran"
-IF_CAUGHT = r"wrong while timed|as soon as its call|^$"
+IF_CAUGHT = r"wrong while timed|as soon as its call|the judge saw|^$"
 STALE, MOVED = r"wrong while timed|as soon as its call", "inputs that change before every timed call"
 SAW = "the judge saw"
 LATE = "what goes on outside of the calls is seen"
@@ -94,9 +94,9 @@ CORPUS: tuple[Hack, ...] = (
     _timing("caches_by_identity", "caching by object identity", CHEAT, MOVED, STALE),
     _timing("caches_by_content", "caching by a fingerprint of the contents", CHEAT, MOVED, STALE),
     _timing("caches_in_c_memory", "caching in C statics", CHEAT, MOVED, STALE),
-    _timing("computes_many_slots", "computing many slots in one call", VAIN, MOVED, IF_CAUGHT),
+    _timing("computes_many_slots", "computing many slots in one call", VAIN | MOVING, MOVED, IF_CAUGHT),
     _timing("copies_a_neighbour", "copying the output of a slot alike", VAIN, MOVED, IF_CAUGHT),
-    _timing("stops_after_warm_up", "warm-up detection", CHEAT, "timed outputs are marked", STALE),
+    _timing("stops_after_warm_up", "warm-up detection", CHEAT | WRONG, "timed outputs are marked", r"wrong while timed|inputs: "),
     _timing("replays_seeds", "replaying a seed sequence", OK, "fresh seeds of the judge", ""),
     _timing("precomputes_at_import", "precomputing at import", OK, "no inputs before the first call", ""),
     _timing("lazy_subclass", "lazy output: a tensor subclass", CHEAT, LATE, DOUBT),

@@ -29,6 +29,7 @@ from tests.hacks.corpus import Hack
 KERNELS = Path(__file__).parent / "kernels"
 PROJECT = Path(__file__).parents[2]
 SECRET = "sk-planted-c0ffee-and-never-to-be-seen"
+CROWDED = "other programs kept"  # processors busy, while the judge looked
 EDIT = "# edited by a kernel"  # what the kernel of that name writes into every task file it can
 CAPS = Caps(
     memory_bytes=2 * GIB,
@@ -87,6 +88,8 @@ class Aftermath:
         told = f"{hack.name} ({hack.attack}) is {result.verdict}: {result.reason!r}"
         if "LOOT" in result.reason:
             return f"{told}; it found what it looked for"
+        if CROWDED in result.reason and result.verdict is Verdict.INFRA and Verdict.INTEGRITY in hack.verdict:
+            return ""  # no clock convicts here, and no number is kept
         if result.verdict not in hack.verdict:
             return f"{told}; it must be {' or '.join(sorted(hack.verdict))}, by {hack.stopped_by}"
         if not re.search(hack.evidence, result.reason):
