@@ -90,9 +90,9 @@ class Looks:
         It looks again until the claim stands whatever of the time was the request's own cost: one figure
         that came out low by chance clears nobody, one that came out high convicts nobody. Where it still
         contradicts, the claim was made at another time than the looks: it is made anew, between further
-        looks. If that one stands, neither is to be believed; nor where the quick calls alone contradict,
-        and the median, which is what would be reported, does not; nor where others keep the machine busy
-        meanwhile: on such a machine nobody is convicted.
+        looks, whose least time counts as well. If the new one alone stands, neither is to be believed; nor
+        where the quick calls alone contradict, and the median, which is what would be reported, does not;
+        nor where others keep the machine busy meanwhile: on such a machine nobody is convicted.
         """
         seen = self._seen.get(contender.name)
         if seen is None:
@@ -105,6 +105,8 @@ class Looks:
         if self.contradicts(seen.clock.slope_ms, claimed, contender.captured):
             anew = self._claim_anew(contender, seen)
             slope_ms = seen.clock.slope_ms
+            if not self.contradicts(slope_ms, claimed, contender.captured):
+                return slope_ms  # those looks were the ones that came out right
             reported = [_by_median(claimed), _by_median(anew)]
             claims = f"claimed {told(claimed)}, and later {told(anew)}"
             words = f"{claims}; the judge saw {slope_ms:.4f} ms from outside"

@@ -514,6 +514,14 @@ def test_no_clock_convicts_on_a_machine_that_others_keep_busy(track, others_ms, 
     assert found["other"].verdict is Verdict.OK
 
 
+def test_a_claim_that_stands_after_all_looks_stands(track):
+    """The first looks were late, all of them; the least time is kept, and that of the last is no contradiction."""
+    made = track({"mine": 0.5})
+    made.seen["mine"] = [2.0] * (1 + SECOND_LOOKS) + [0.6]
+    assert made.run()["mine"].verdict is Verdict.OK
+    assert made.unsteady == {}
+
+
 def test_a_claim_whose_quickest_calls_are_the_most_is_a_lie_however_slow_the_others_are(track):
     """What is reported is the median: a tenth of slow calls excuses nothing."""
     made = track({"mine": 0.5})
