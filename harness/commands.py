@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from rich.console import Console
 from rich.markup import escape
 
+from baselines import find_baseline
 from harness.bench import Bench, MachineError, can_stand_in
 from harness.build.manifest import CandidateError, Manifest, scan_candidates
 from harness.console import Watcher
@@ -95,6 +96,8 @@ def evaluate(
             store.add_experiment(as_toml(experiment), meaning_of)
             if store.dropped:
                 console.print("[yellow]the last line of the run was torn and is done again[/]")
+            for line in absent(plan.baselines):
+                console.print(f"[yellow]note[/] {escape(line)}", soft_wrap=True)
             whole = make_kernels(experiment, plan, known, prepared, store, bench, console, partial)
             with Watcher(console) as watcher:
                 return run_plan(whole, bench, store, watcher)
@@ -110,6 +113,17 @@ def evaluate(
     console.print(
         f"{summary.results} results in {summary.wall_s:.0f} s; {share:.0%} of it verifying or timing"
     )
+
+
+def absent(baselines: Sequence[str]) -> list[str]:
+    """Of baselines whose library is not to be had here: said before hours are spent without them."""
+    found = [(name, find_baseline(name).library()) for name in baselines]
+    return [
+        f"{name} takes no part: {library.missing} ({library.install}). "
+        "Ratios will be to the best of the other baselines"
+        for name, library in found
+        if not library.usable
+    ]
 
 
 def _to_be_proven(experiment: Experiment, plan: Plan) -> tuple[Experiment, Plan]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from baselines import find_baseline
+from baselines.base import Library
+from harness.commands import absent
 from tests.command import attnbench, attnbench_process
 
 
@@ -169,6 +172,17 @@ def test_an_out_that_cannot_be_written_is_said(tmp_path):
     assert found.returncode == 4, found.stderr
     assert "cannot write" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_a_baseline_without_its_library_is_named_before_anything_runs(monkeypatch):
+    """A run of hours beside fewer humans than it names says so at its beginning, not at its end."""
+    gone = Library(
+        "flash-attn-4", "4.0", "flash-attn-4 is installed but cannot import cutlass", "pip install x"
+    )
+    monkeypatch.setattr(type(find_baseline("flash-attn-4")), "library", lambda self: gone)
+    assert absent(("sdpa-flash", "naive")) == []
+    (said,) = absent(("naive", "flash-attn-4"))
+    assert said.startswith("flash-attn-4 takes no part: ") and "cannot import cutlass (pip install x)" in said
 
 
 def test_doctor_lists_every_baseline_with_a_reason_or_a_version():
