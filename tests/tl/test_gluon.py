@@ -150,6 +150,23 @@ def test_blocks_may_take_tiles_of_rows_in_any_order(name: str, tile: str) -> Non
     assert max(gaps) < TOLERANCE["fp16"], gaps
 
 
+@pytest.mark.parametrize(
+    ("line", "loop"),
+    [
+        ("Copy O (BM, dim_v) in coordinate [L = i]", "    Copy O (BM, dim_v) in coordinate [L = i + n]"),
+        ("Compute Divide O, l and get new O", "    Compute Divide O, l and get new O"),
+    ],
+)
+def test_a_loop_may_store_or_load_nothing(line: str, loop: str) -> None:
+    """Where rows are stored is not known before the loop that stores them; rounds without copies cannot go by."""
+    text = text_of("reference", "mha")
+    whole = next(found for found in text.splitlines() if found.startswith(line))
+    inner = whole.replace(line, loop)
+    task, prog = find("mha"), resolve(parse(text.replace(whole, f"for n = 0 : 1\n{inner}\nend")), find("mha"))
+    gaps = emulated(task, prog, {"consumers": 2, "BN": 64}, ((129, 257), (257, 129)))
+    assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
 @pytest.mark.parametrize("backend", ["gluon", "triton", "cuda"])
 def test_a_program_that_begins_with_the_last_rows_has_the_kernel_of_one_that_ends_with_them(
     backend: str,

@@ -101,6 +101,8 @@ class ConsumerText(SoftmaxText):
             return
         span = f"{v}_first - {v}_start" if early else f"{v}_stop - {v}_last"
         loads = [n.tile for n in node.body if isinstance(n, ir.Load)]
+        if not loads:
+            return  # nothing of it goes by
         with self.under(f"if {rounds.flag('SKIPS')}:"), self.under(f"for _ in range(0, {span}):"):
             for at, tile in enumerate(loads):
                 channel = self.channels[tile]

@@ -43,9 +43,14 @@ def view(kernel: ir.Kernel) -> View:
     tiles = {t: replace(t, shape=(ir.Const(ROWS), t.shape[1])) if t in grouped else t for t in kernel.tiles}
     body = tuple(_of_group(n, tiles, grouped) for n in kernel.body)
     group = replace(kernel, tiles=tuple(tiles.values()), body=body)
-    stored = {n.row for n in ir.nodes(body) if isinstance(n, ir.Store)}
-    first = stored.pop() if len(stored) == 1 else None
-    return View(kernel, group, axis, first, rows, frozenset(t.key for t in grouped))
+    return View(kernel, group, axis, _stored_at(body), rows, frozenset(t.key for t in grouped))
+
+
+def _stored_at(body: tuple[ir.Node, ...]) -> ir.Expr | None:
+    """The row from which on a kernel stores, if it is one row, and known before any loop."""
+    rows = {n.row for n in body if isinstance(n, ir.Store)}
+    nested = sum(isinstance(n, ir.Store) for n in ir.nodes(body)) > sum(isinstance(n, ir.Store) for n in body)
+    return rows.pop() if len(rows) == 1 and not nested else None
 
 
 def _row_axis(kernel: ir.Kernel) -> tuple[ir.GridAxis, ir.Expr]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harness.tl import ir
+from harness.tl.lower.facts import ONE
 from harness.tl.lower.rewrite import renamed, rewritten
-
-ONE = ir.Const(1)
 
 
 def forwards(kernel: ir.Kernel) -> ir.Kernel:
