@@ -83,8 +83,9 @@ def reference(name: str) -> tuple[Task, ir.Program]:
 
 
 def formula(w: Workload, choice: Choice) -> float:
-    """The best: 128 columns, overlap, tickets, groups of 4 heads."""
+    """The best: 128 columns, overlap, tickets, groups of 4 heads, rare rescaling as by default."""
     cost = {128: 1.0, 64: 1.2, 256: 1.5}[choice["BN"]] * (1.3 - 0.3 * choice["overlap"])
+    cost *= {0: 1.1, 1: 1.02, 2: 1.0}[choice["rescale"]]
     return cost * (1.0 if choice["persistent"] == 2 else 1.1) * (1.0 if choice["heads"] == 8 else 1.05)
 
 
@@ -160,7 +161,7 @@ def test_shapes_with_kernels_of_their_own_compile_what_is_around_the_best_alone(
     workloads = [w for w in task.workloads["models"] if w.dtype == "fp16"]
     tuned, _ = tuning.tune(program, task, H100, workloads, tmp_path, 1, "gluon")
     counts = sorted(sum(w.group == g for w, _ in played.jobs) for g in {w.group for w in workloads})
-    assert len(counts) > 2 and counts[-1] == 116 and counts[0] > 0 and counts[-2] < 58
+    assert len(counts) > 2 and counts[-1] == 116 and counts[0] > 0 and counts[-2] < 40
     assert all(dict(row.choice)["persistent"] == 2 for row in tuned.rows)
 
 
