@@ -32,7 +32,7 @@ GPUS = {
 
 # Files go to two processes in the order of tests/conftest.py, the longest first.
 PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
-# Long runs of what must hold however kernels behave; the first two are among the tests as well.
+# Long runs of what must hold however kernels behave; test_work is among the tests as well.
 CORPUS = (
     "tests/hacks/test_grader.py",
     "tests/hacks/test_work.py",
@@ -64,7 +64,7 @@ def install(session: nox.Session, *extras: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, two at once but for those that hold bounds of time; options go to one plain pytest
-    (`nox -s tests -- -k store`). Kernels that cheat the clock, faulty and odd ones are in `nox -s hacks`."""
+    (`nox -s tests -- -k store`). Other hostile kernels, faulty and odd ones are in `nox -s hacks`."""
     install(session, "test", "parquet")
     session.install("--no-deps", *FLASHINFER_BENCH)
     if session.posargs:
