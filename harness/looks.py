@@ -30,6 +30,8 @@ from harness.worker.moves import draw, to_json
 SECOND_LOOKS = 24  # of the judge's clock, before it contradicts a claim
 QUICK = 2.0  # times the 10th percentile
 PROFILED = 5  # calls on a CPU
+LAUNCH_LOOKS = 8  # at the anchor
+TRUSTED = "a kernel that is no candidate"
 CLAIMS, CALLS = 8, 3  # blocks, and calls in each, of a claim that is made anew
 
 
@@ -84,7 +86,9 @@ class Looks:
             args = {"kernel": kernel, "calls": PROFILED}
             seen.profiled = claimed_operators(worker.ask("operators", args, limit_s=limit_s), PROFILED)
 
-    def slope_ms(self, contender: Contender, claimed: Summary) -> float | None:
+    def slope_ms(
+        self, contender: Contender, claimed: Summary, launch_ms: Callable[[], float] = lambda: 0.0
+    ) -> float | None:
         """The judge's time of a call; None for who was not looked at. Raises WorkerError, Unsteady.
 
         It looks again until the claim stands whatever of the time was the request's own cost: one figure
@@ -92,7 +96,9 @@ class Looks:
         contradicts, the claim was made at another time than the looks: it is made anew, between further
         looks, whose least time counts as well. If the new one alone stands, neither is to be believed; nor
         where the quick calls alone contradict, and the median, which is what would be reported, does not;
-        nor where others keep the machine busy meanwhile: on such a machine nobody is convicted.
+        nor where others keep the machine busy meanwhile: on such a machine nobody is convicted. On a GPU
+        `launch_ms`, what a launch costs that machine, is asked before that; what it may explain convicts
+        nobody either.
         """
         seen = self._seen.get(contender.name)
         if seen is None:
@@ -115,7 +121,29 @@ class Looks:
             others = crowded((time.perf_counter() - began) * 1e3, before, self._sight_of(contender)())
             if others:
                 raise Unsteady(f"{words}, while other programs kept {others:.1f} processors busy")
+            launch = launch_ms() if self._bench.kind != "cpu" else 0.0
+            rest = slope_ms - launch
+            if launch and not all(self.contradicts(rest, c, contender.captured) for c in (claimed, anew)):
+                raise Unsteady(
+                    f"{words}, where calls of {TRUSTED} seemed {launch:.4f} ms longer than they are"
+                )
         return seen.clock.slope_ms
+
+    def launch_ms(self, trusted: Contender, measured: Summary) -> float:
+        """How much longer a call seems from outside than it is, of a contender whose figures can be trusted.
+
+        On a machine whose processors are slow or shared, launches keep a short kernel waiting. They take
+        everyone's time alike, so no candidate has a say in it. Raises WorkerError, Unsteady.
+        """
+        contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
+        worker, limit_s = trusted.worker, self._bench.policy.request_s
+        bursts = Bursts(self._exam, worker, trusted.kernel, contents, self._lot, limit_s)
+        seen = Seen(JudgesClock(bursts, len(contents), sight=self._sight_of(trusted)), bursts)
+        for _ in range(LAUNCH_LOOKS):
+            self._look(seen)
+        if seen.undone:
+            raise Unsteady(f"an output of {TRUSTED} was wrong: {seen.undone}")
+        return max(0.0, seen.clock.slope_ms - measured.median_ms)
 
     def _sight_of(self, contender: Contender) -> Callable[[], Sight]:
         """What is told of the processes that do the work, on a CPU."""

@@ -12,7 +12,7 @@ from harness.entrants import Acceptance, Entrant, baseline_trial, candidate_tria
 from harness.entrants import plan as plan_entrant
 from harness.experiment import Cell
 from harness.ledger import Ledger
-from harness.looks import CLAIMS, SECOND_LOOKS
+from harness.looks import CLAIMS, LAUNCH_LOOKS, SECOND_LOOKS
 from harness.measure.session import Policy
 from harness.measure.sight import Sight
 from harness.measure.telemetry import open_telemetry
@@ -214,7 +214,8 @@ class Track:
             worker = self.workers[name] = FakeWorker(False, {name: ms})
             trial = candidate_trial(manifest(name), cell, self.bench)
             self.entrants.append(Entrant(trial, worker, name, [check()]))
-        self.seen = {name: [ms] for name, ms in candidates.items()}  # by the judge; the last one for good
+        every = {**baselines, **candidates}
+        self.seen = {name: [ms] for name, ms in every.items()}  # by the judge; the last one for good
         self.looks, self.sights, self.monkeypatch, self.unsteady = [], [], monkeypatch, {}
         self.store = FakeStore()
         monkeypatch.setattr("harness.looks.JudgesClock", partial(FakeClock, self))
@@ -469,8 +470,35 @@ def test_a_claim_that_the_judges_clock_contradicts_is_cheating(track):
     assert out.verification.detectors == ("judge_clock",)
     assert "0.5000" in out.reason
     assert "2.0000" in out.reason
-    assert made.looks == ["mine"] * (1 + SECOND_LOOKS + CLAIMS)
+    assert made.looks == ["mine"] * (1 + SECOND_LOOKS + CLAIMS) + ["cudnn"] * LAUNCH_LOOKS
     assert made.unsteady == {}
+
+
+@pytest.mark.parametrize(("anchor_seen", "convicted"), [(1.0, True), (1.9, True), (2.6, False)])
+def test_what_launches_may_explain_convicts_nobody_and_is_not_believed(track, anchor_seen, convicted):
+    """On a machine of slow processors every call seems longer than it is, the anchor's of 1 ms too."""
+    made = track({"mine": 0.5, "other": 0.6})
+    made.seen["mine"], made.seen["cudnn"] = [2.0], [anchor_seen]
+    found = made.run()
+    assert ("mine" in found and found["mine"].verdict is Verdict.INTEGRITY) == convicted
+    words = f"calls of a kernel that is no candidate seemed {anchor_seen - 1:.4f} ms longer than they are"
+    assert (words in made.unsteady.get("mine", "")) == (not convicted)
+    assert found["other"].verdict is Verdict.OK
+
+
+def test_an_anchor_that_dies_under_a_look_convicts_nobody(track):
+    made = track({"mine": 0.5})
+    made.seen["mine"], made.seen["cudnn"] = [2.0], [WorkerDied("gone")]
+    assert "mine" not in made.run()
+    assert made.unsteady["mine"].startswith("the anchor could not be looked at")
+    assert [worker for worker, _ in made.bench.failures] == [made.library]
+
+
+def test_on_a_cpu_no_launch_explains_anything(track):
+    made = track({"mine": 0.5})
+    made.bench.kind, made.seen["mine"], made.seen["cudnn"] = "cpu", [2.0], [9.0]
+    assert made.run()["mine"].verdict is Verdict.INTEGRITY
+    assert "cudnn" not in made.looks
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
