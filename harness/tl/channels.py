@@ -2,7 +2,8 @@
 
 A tile that the producer copies is a channel from it to the consumers: a ring of `stages` places where a
 loop fills it, else one place. What is divided by rows has places of its own for each consumer. A result
-leaves through one place of each consumer. With a grid that counts, the producer hands on the next tile.
+leaves through one place of each consumer, which can be that of its query rows. With a grid that counts, the
+producer hands on the next tile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from enum import StrEnum
 from harness.tl import ir
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.copies import without_copies
+from harness.tl.lower.facts import leaves_through
 from harness.tl.schedule import Schedule
 from harness.tl.syntax import Level
 
@@ -33,7 +35,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Places of one kind of content. `split`: by rows, so that each consumer has places of its own."""
+    """Places of one kind of content. `split`: by rows, so that each consumer has places of its own.
+
+    `through`: of a result, the tile whose place it leaves through, once nobody reads that any more.
+    """
 
     name: str
     kind: Kind
@@ -41,6 +46,7 @@ class Channel:
     tile: ir.Tile | None = None
     split: bool = False
     dtype: str | None = None  # None: that of the operands
+    through: ir.Tile | None = None
 
     def place_bytes(self, values: Mapping[str, object], width: int) -> int:
         """Bytes of one place, those of all consumers together; `width`: of an operand's element."""
@@ -49,11 +55,23 @@ class Channel:
         rows, columns = (int(evaluate(extent, values)) for extent in self.tile.shape)
         return rows * columns * (BYTES.get(self.dtype, width) if self.dtype else width)
 
+    def fits(self, values: Mapping[str, object]) -> bool:
+        """Whether a result needs no place of its own for these sizes."""
+        if self.tile is None or self.through is None:
+            return False
+        return holds(int(evaluate(self.through.shape[1], values)), int(evaluate(self.tile.shape[1], values)))
+
     def barriers(self, consumers: int) -> int:
         """A full and an empty one for each place that one role fills and another reads."""
         if self.kind in (Kind.OWN, Kind.OUTPUT):
             return 0
         return 2 * self.places * (consumers if self.split else 1)
+
+
+def holds(columns: int, result: int) -> bool:
+    """Whether a place of so many columns takes a result of so many: all of it, or the larger of the two
+    powers of two that its columns come in."""
+    return result in (columns, 1 << (columns.bit_length() - 1))
 
 
 def channels(kernel: ir.Kernel, schedule: Schedule) -> tuple[Channel, ...]:
@@ -78,11 +96,13 @@ def channels(kernel: ir.Kernel, schedule: Schedule) -> tuple[Channel, ...]:
             places = {Kind.RING: schedule.stages, Kind.BUFFER: schedule.q_stages}.get(kind, 1)
             found[tile] = Channel(tile.name, kind, places, tile, tile not in whole, tile.dtype)
     outputs: dict[str, Channel] = {}
+    reused = leaves_through(kernel) if schedule.reuse else None
     for node in nodes:
         if isinstance(node, ir.Store) and node.tile.shape[1] != ir.Const(1):
             dtype = node.matrix.dtype or ("fp32" if node.matrix.workspace else None)
             name = f"{node.matrix.name} out"
-            outputs[name] = Channel(name, Kind.OUTPUT, 1, node.tile, True, dtype)
+            through = reused if reused is not None and found[reused].split and dtype is None else None
+            outputs[name] = Channel(name, Kind.OUTPUT, 1, node.tile, True, dtype, through)
     slot = (Channel(SLOT, Kind.SLOT, 1),) if schedule.grid == "dynamic" else ()
     return (*found.values(), *outputs.values(), *slot)
 

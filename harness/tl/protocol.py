@@ -2,8 +2,9 @@
 
 The producer copies in the order of the text. A consumer waits for a place to be full before it first reads
 it and releases it after its last read. With `overlap` the first products of a round are issued before the
-rest of the round before. A round in which the mask leaves nothing to a consumer's 64 rows is skipped: its
-places are waited for and released, and its turn is taken and given on.
+rest of the round before. With `reuse` a result is written to the place that its query rows came to, which is
+released when the copy out has read it. A round in which the mask leaves nothing to a consumer's 64 rows is
+skipped: its places are waited for and released, and its turn is taken and given on.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class _Consumer:
 
     number: int
     schedule: Schedule
+    results: frozenset[ir.Tile | None] = frozenset()  # tiles whose places results leave through
     events: list[Event] = field(default_factory=list)
     waited: set[tuple[str, int]] = field(default_factory=set)
     left: dict[tuple[str, int], int] = field(default_factory=dict)
+    # places that results take, with the fill
+    kept: dict[ir.Tile | None, tuple[Channel, int]] = field(default_factory=dict)
 
     def place(self, channel: Channel, fill: int) -> str:
         owner = f" of {consumer(self.number)}" if channel.split else ""
@@ -138,7 +142,11 @@ class _Consumer:
         match item:
             case Made(channel, fill) if (channel.name, fill) not in self.left:
                 self._full(channel, fill)
-                self.events.append(Arrive(f"{self.place(channel, fill)} empty"))
+                self._release(channel, fill)
+            case Written(channel, tag) if channel.through is not None:
+                rows, fill = self.kept[channel.through]
+                place = self.place(rows, fill)
+                self.events += [Write(place, -1 - tag), Send(place), Drain(), Arrive(f"{place} empty")]
             case Written(channel, tag) if channel.kind is Kind.OUTPUT:
                 place = self.place(channel, tag)
                 self.events += [Drain(), Write(place, tag), Send(place)]
@@ -163,7 +171,14 @@ class _Consumer:
             self.events.append(End(self.place(channel, fill), fill))
             self.left[channel.name, fill] -= 1
             if not self.left[channel.name, fill] and channel.kind is not Kind.OWN:
-                self.events.append(Arrive(f"{self.place(channel, fill)} empty"))
+                self._release(channel, fill)
+
+    def _release(self, channel: Channel, fill: int) -> None:
+        """The place is read no more: it can be filled again, or a result takes it."""
+        if channel.tile in self.results:
+            self.kept[channel.tile] = channel, fill
+        else:
+            self.events.append(Arrive(f"{self.place(channel, fill)} empty"))
 
     def _turn(self, on: bool) -> None:
         if on:
@@ -190,7 +205,8 @@ def protocol(kernel: ir.Kernel, schedule: Schedule, points: Sequence[Mapping[str
     """
     trace = Trace(kernel, schedule)
     several = schedule.consumers
-    consumers = [_Consumer(n, schedule) for n in range(several)]
+    results = frozenset(c.through for c in trace.channels if c.through is not None)
+    consumers = [_Consumer(n, schedule, results) for n in range(several)]
     producer: list[Event] = []
     slot = next((c for c in trace.channels if c.kind is Kind.SLOT), None)
     if schedule.pingpong:

@@ -91,7 +91,8 @@ class RoleDemand:
 
     def of(self, values: Mapping[str, object]) -> Taken:
         """`values`: of tile parameters and sizes. Raises KeyError for a missing one."""
-        shared = tuple((c.name, c.place_bytes(values, self.width), c.places) for c in self.channels)
+        own = [c for c in self.channels if not c.fits(values)]
+        shared = tuple((c.name, c.place_bytes(values, self.width), c.places) for c in own)
         threads = WARPGROUP * self.schedule.consumers
         passing = max((_elements(t, values) for t in self.tiles.others), default=0)
         vectors = sum(_elements(t, values) for t in self.state)

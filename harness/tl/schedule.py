@@ -47,6 +47,7 @@ class Schedule:
     carry: int = 0  # 1: the next tile's first products are issued before this tile's result leaves
     arrivals: int = 0  # 1: every thread of a consumer gives a place back by itself
     rescale: int = 0  # of RESCALES
+    reuse: int = 0  # 1: a consumer's result leaves through the place that its query rows came to
 
     @classmethod
     def of(cls, program: ir.Program, choice: Mapping[str, int] | None = None) -> Schedule:
@@ -98,7 +99,7 @@ class Schedule:
 
 
 FIELDS = frozenset(field.name for field in fields(Schedule))
-OPTIONAL = ("q_stages", "ahead", "carry", "arrivals", "rescale")  # off, they leave no trace in code
+OPTIONAL = ("q_stages", "ahead", "carry", "arrivals", "rescale", "reuse")  # off, they leave no trace in code
 # Where a softmax rescales what it has summed up. 0: every round; 1: only rows whose maximum has grown by a
 # factor that counts, and only in warps that have such rows; 2: and the left operand of the last product is
 # rounded while the product before it may still run.

@@ -12,7 +12,7 @@ from harness.tl.checks.capacity import Demand, KernelTiles, Load, choices
 from harness.tl.checks.roles import points
 from harness.tl.diagnostics import Finding, finding
 from harness.tl.evaluate import evaluate
-from harness.tl.lower.facts import ahead, grows, may_rescale_rarely
+from harness.tl.lower.facts import ahead, grows, leaves_through, may_rescale_rarely
 from harness.tl.problem import TaskLike, all_workloads, scalars
 from harness.tl.roles import RoleDemand, Taken, row_extent
 from harness.tl.schedule import GRIDS, Schedule, asks_for_roles, spanned
@@ -29,6 +29,7 @@ TRIED = {
     "carry": (0,),
     "arrivals": (0,),
     "rescale": (0, 1, 2),
+    "reuse": (0, 1),
 }
 
 
@@ -79,6 +80,8 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
     tried = {key: line.get(key, values) for key, values in TRIED.items()}
     if not may_rescale_rarely(program):
         tried["rescale"] = tried["rescale"][:1]
+    if all(leaves_through(k) is None for k in program.kernels):
+        tried["reuse"] = tried["reuse"][:1]
     for consumers, column, *others in itertools.product(CONSUMERS, wide, *own.values()):
         if rows is None and not _has_rows(program, dict(zip(own, others, strict=True)), consumers):
             continue
@@ -106,20 +109,30 @@ def hopper_pruned(
 ) -> Pruned:
     """The space of schedules with roles for one pair of head dims, by what fits on the target.
 
-    Where two places for query rows fit, one is not tried, and one consumer only where no more fit: they were
+    Where two places for query rows and one for the result fit, fewer are not tried; nor one for both where
+    two in all fit; nor one consumer where more fit. Fewer places for query rows and fewer consumers were
     behind the best choice found in every cell.
     """
     reason = lacks(program, task, target, dtype=dtype, dims=dims)
-    two_suffice = "q_stages" not in spanned(program)
-    fits: set[tuple[tuple[str, int], ...]] = set()
+    named = spanned(program)
+    fits: dict[tuple[tuple[str, int], ...], set[tuple[int, int]]] = {}
 
     def parted() -> Iterator[tuple[dict[str, int], Finding | None]]:
-        for choice in hopper_space(program):
-            why, rest = reason(choice), tuple(sorted((k, v) for k, v in choice.items() if k != "q_stages"))
-            if choice["q_stages"] == 2 and why is None:
-                fits.add(rest)
-            if not (two_suffice and choice["q_stages"] == 1 and rest in fits):
-                yield choice, why
+        for choice in hopper_space(program):  # more places before fewer
+            places = choice["q_stages"], choice["reuse"]
+            better = fits.setdefault(
+                tuple((k, v) for k, v in choice.items() if k not in ("q_stages", "reuse")), set()
+            )
+            spared = (2, 0) in better if places != (1, 1) else bool(better)
+            if (
+                spared
+                and not ("q_stages" in named and places[0] == 1)
+                and not ("reuse" in named and places[1])
+            ):
+                continue
+            why = reason(choice)
+            better |= {places} if why is None else set()
+            yield choice, why
 
     found = _parted(parted())
     most = max((choice["consumers"] for choice in found.kept), default=1)

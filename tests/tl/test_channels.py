@@ -13,7 +13,20 @@ from hypothesis import strategies as st
 
 from harness.tl.check import check
 from harness.tl.corpus_index import corpus
-from harness.tl.events import PRODUCER, Arrive, Begin, Drain, End, Fill, Protocol, Signal, Sync, Wait
+from harness.tl.events import (
+    PRODUCER,
+    Arrive,
+    Begin,
+    Drain,
+    End,
+    Fill,
+    Protocol,
+    Send,
+    Signal,
+    Sync,
+    Wait,
+    Write,
+)
 from harness.tl.problem import scalars
 from harness.tl.protocol import protocol
 from harness.tl.replay import Fate, Fault, _Failed, _reads, _Run, replay
@@ -37,10 +50,11 @@ def events_of(
 
 
 schedules = st.builds(
-    lambda consumers, stages, overlap, pingpong, persistent: Schedule(
-        consumers, stages, overlap, pingpong if consumers > 1 else 0, persistent
+    lambda consumers, stages, overlap, pingpong, persistent, q_stages, reuse: Schedule(
+        consumers, stages, overlap, pingpong if consumers > 1 else 0, persistent, q_stages=q_stages, reuse=reuse
     ),
     st.integers(1, 3), st.integers(1, 4), st.integers(0, 1), st.integers(0, 1), st.sampled_from((1, 2)),
+    st.integers(1, 2), st.integers(0, 1),
 )  # fmt: skip
 
 
@@ -262,6 +276,28 @@ def test_a_result_that_is_written_while_the_last_one_is_copied_out_is_found():
     second = [n for n, e in enumerate(events) if isinstance(e, Drain)][1]
     fault = replay(edited(p, "consumer 1", lambda found: found.pop(second)))
     assert fault is not None and fault.fate is Fate.OVERWRITTEN and "copied out" in fault.message
+
+
+def test_a_place_that_is_given_back_before_the_result_has_left_it_is_found():
+    p = events_of("mha", Schedule(consumers=2, reuse=1), 64, [0, 1, 2])
+    assert replay(p) is None
+    places = {e.place.split("[")[0] for e in p.roles["consumer 0"] if isinstance(e, Send)}
+    assert places == {"Q"}
+
+    def hasten(events):  # the first result's place, before the copy out has read it
+        at = next(n for n, e in enumerate(events) if isinstance(e, Drain))
+        assert isinstance(events[at - 1], Send) and events[at + 1].barrier.startswith("Q[0]")
+        events[at], events[at + 1] = events[at + 1], events[at]
+
+    assert replay(edited(p, "consumer 0", hasten)).fate in LOST
+
+    def as_soon_as_read(events):  # as it is where the result has a place of its own
+        arrive = next(e for e in events if isinstance(e, Arrive) and e.barrier.startswith("Q[0]"))
+        events.remove(arrive)
+        write = next(n for n, e in enumerate(events) if isinstance(e, Write))
+        events.insert(write, arrive)
+
+    assert replay(edited(p, "consumer 0", as_soon_as_read)).fate in LOST
 
 
 def test_a_read_that_does_not_wait_is_found():

@@ -18,9 +18,10 @@ from harness.tl import ir
 from harness.tl.corpus_index import corpus
 from harness.tl.interpret import interpret
 from harness.tl.lower.backends import lower
+from harness.tl.lower.choices import Row
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.gluon_aot import compile_for_hopper
-from harness.tl.lower.gluon_choices import LIMIT, complete, default_table, shared_bytes
+from harness.tl.lower.gluon_choices import LIMIT, LONG, complete, default_table, shared_bytes
 from harness.tl.lower.lowered import LowerError
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
@@ -105,6 +106,8 @@ BETWEEN = [
     {"consumers": 4, "BN": 64, "pingpong": 1}, {"consumers": 3, "BN": 128, "pingpong": 1, "carry": 1, "ahead": 1},
     *({**ALL, "consumers": n, "BN": 32, "pingpong": p} for n, p in ((1, 0), (2, 1), (3, 0), (4, 1))),
     *({"consumers": 2, "BN": 64, "pingpong": n % 2, "rescale": n} for n in (1, 2)),
+    *({"consumers": n, "BN": 64, "q_stages": q, "reuse": 1} for n, q in ((1, 1), (2, 2), (3, 1))),
+    {**ALL, "consumers": 2, "BN": 64, "reuse": 1, "rescale": 2}, {"consumers": 2, "BN": 64, "reuse": 1, "persistent": 1},
     {**ALL, "consumers": 3, "BN": 64, "pingpong": 1, "rescale": 2}, {"consumers": 2, "BN": 64, "overlap": 0, "rescale": 1},
 ]  # fmt: skip
 
@@ -116,6 +119,18 @@ def test_no_way_from_tile_to_tile_changes_the_result(name: str, schedule: dict[s
     shapes = SHAPES if name == "mha_causal" else SHAPES[:2]
     gaps = emulated(task, prog, {"overlap": 1, **schedule}, shapes)
     assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
+@pytest.mark.parametrize(("dim", "dim_v"), [(64, 64), (64, 128), (128, 64), (96, 64)])
+def test_a_result_of_another_width_than_the_query_rows_has_a_buffer(dim: int, dim_v: int) -> None:
+    task, prog = program("reference", "mha")
+    choice = {"consumers": 2, "BN": 64, "reuse": 1}
+    source = lower_gluon(prog, task, choice=choice).files["attention.py"]
+    w = shape(task, 130, 200, "fp16").with_(dim=dim, dim_v=dim_v)
+    given, out = inputs(task, w), torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
+    Device().module(source).attention(**given, out=out, **task.scalars(w))
+    expected = interpret(prog, task, w, given, {"BM": 128, "BN": 64}).outputs["out"]
+    assert (out.double() - expected.double()).abs().max().item() < TOLERANCE["fp16"]
 
 
 @pytest.mark.parametrize("name", ["mha_causal", "cross", "softcap"])
@@ -217,6 +232,10 @@ EARLY = {  # choice, and what is done to the kernel's text
         r"\2\3S = warpgroup_mma_wait(0, deps=[S_next])\n",
     ),
     "an output that is still copied out": ({}, r"tma\.store_wait\(0\)  # the buffer", "pass  # the buffer"),
+    "query rows, over an output that is still copied out": (
+        {"reuse": 1}, r"tma\.store_wait\(0\)  # the place.*\n(( *)mbarrier\.arrive\(Q_empty.*\n.*\n)",
+        r"pass\n\1\2warpgroup_mma_wait(0, deps=[O])\n\2tma.store_wait(0)\n",
+    ),
 }  # fmt: skip
 
 
@@ -282,12 +301,12 @@ def test_keys_that_are_off_leave_no_trace() -> None:
     source = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64}).files["attention.py"]
     words = (
         "q_stages", "Q_STAGES", "AHEAD", "CARRY", "carry", "give_back", "import async_copy", "(112, 32)",
-        "rescale=", "RESCALE", "RESCALING", "MOVING", "moved", "_parts",
+        "rescale=", "RESCALE", "RESCALING", "MOVING", "moved", "_parts", "reuse", "REUSE",
     )  # fmt: skip
     assert not [word for word in words if word in source]
-    every = lower_gluon(prog, task, choice={"consumers": 4, "BN": 64, **ALL, "rescale": 2}).files[
-        "attention.py"
-    ]
+    on = {"consumers": 4, "BN": 64, **ALL, "rescale": 2}
+    table = [Row.of(2, dim, 0, {**on, "reuse": reuse}) for dim, reuse in ((64, 0), (128, 1))]
+    every = lower_gluon(prog, task, table=table).files["attention.py"]
     assert all(word in every for word in words)
 
 
@@ -440,7 +459,7 @@ def test_rounds_run_backwards_only_where_their_order_is_free() -> None:
 
 def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
     task, prog = program("reference", "mha_causal")
-    rows = {row.dim: dict(row.choice) for row in default_table(prog)}
+    rows = {row.dim: dict(row.choice) for row in default_table(prog) if not row.seq}
     assert (rows[128]["BM"], rows[128]["BN"], rows[128]["consumers"], rows[128]["pingpong"]) == (
         128,
         128,
@@ -448,7 +467,14 @@ def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
         0,
     )
     assert (rows[64]["BM"], rows[64]["BN"], rows[64]["consumers"], rows[64]["pingpong"]) == (192, 128, 3, 1)
-    assert {dim: row["q_stages"] for dim, row in rows.items()} == {64: 2, 128: 2, 192: 2, 256: 1}
+    assert {dim: row["q_stages"] for dim, row in rows.items()} == {64: 2, 128: 2, 192: 1, 256: 1}
+    assert {dim: (row["stages"], row["BN"], row["reuse"]) for dim, row in rows.items()} == {
+        64: (2, 128, 0), 128: (2, 128, 0), 192: (2, 128, 1), 256: (2, 64, 1)
+    }  # fmt: skip
+    (longer,) = (row for row in default_table(prog) if row.seq)
+    assert (longer.dim, longer.seq) == (128, 2048)
+    assert LONG.items() <= dict(longer.choice).items() and dict(longer.choice)["BN"] == 64
+    assert shared_bytes(prog, dict(longer.choice), 128, 128) <= LIMIT
     for dim, row in rows.items():
         assert shared_bytes(prog, row, dim, 128 if dim == 192 else dim) <= LIMIT
     assert len(hopper_choices(prog, task, find_target("h100"), (128, 128))) > 4

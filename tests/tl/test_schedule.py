@@ -41,6 +41,7 @@ SCHEDULES = st.builds(
     ahead=st.integers(0, 1),
     carry=st.integers(0, 1),
     arrivals=st.integers(0, 1),
+    reuse=st.integers(0, 1),
 )
 
 
@@ -73,6 +74,7 @@ def line_of(s: Schedule) -> str:
         "ahead": ("off", "on")[s.ahead],
         "carry": ("off", "on")[s.carry],
         "arrivals": ("off", "on")[s.arrivals],
+        "reuse": ("off", "on")[s.reuse],
     }
     return ", ".join(f"{k} {v}" for k, v in words.items()) + (
         f", registers {s.registers}" * bool(s.registers)
@@ -169,6 +171,11 @@ def test_shared_memory_is_the_sum_by_channel():
     twice = taken(Schedule(consumers=2, stages=2, q_stages=2), 128, 128, 128)
     assert twice.shared[0] == ("Q", 32768, 2) and twice.barriers == 2 * (2 * 2 + 2 + 2 + 1)
     assert d128.shared_bytes + 32768 < twice.shared_bytes <= 227 * 1024
+    reused = taken(Schedule(consumers=2, stages=2, reuse=1), 128, 128, 128)
+    assert reused.shared == tuple(s for s in d128.shared if s[0] != "O out")
+    assert taken(Schedule(reuse=1), 192, 128, 128).shared_bytes <= 227 * 1024  # the first 128 columns of 192
+    wider = taken(Schedule(reuse=1), 64, 128, 64)
+    assert ("O out", 32768, 1) in wider.shared  # the rows' place is too small
     d64 = taken(Schedule(consumers=3, stages=2, persistent=0), 64, 64, 128)
     assert d64.shared_bytes == (24 + 32 + 32 + 24) * 1024 + 2 * (3 + 2 + 2) * 8
     assert (

@@ -48,6 +48,7 @@ KEYS: dict[str, tuple[str, Callable[[Value], bool]]] = {
     "carry": ("true or false", _flag),
     "arrivals": ("true or false", _flag),
     "rescale": ("0 to 2", _whole(0, 2)),
+    "reuse": ("true or false", _flag),
     "split_kv": ("a number of parts, 1 to 256", _whole(1, 256)),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from harness.tl import ir
+from harness.tl.syntax import Level
 
 ONE = ir.Const(1)
 NO_MAXIMUM, NO_SUM = ir.Const(-math.inf), ir.Const(0)  # of a softmax that nothing has gone into
@@ -99,6 +100,30 @@ def may_rescale_rarely(program: ir.Program) -> bool:
         for node in kernel.body
         if isinstance(node, ir.For)
     )
+
+
+def leaves_through(kernel: ir.Kernel) -> ir.Tile | None:
+    """The tile whose place in shared memory the kernel's result can leave through; None where there is none.
+
+    It has the result's rows, is copied once, outside of loops, and is read for the last time before the
+    result, the only one, is stored.
+    """
+    stores = [n for n in ir.nodes(kernel.body) if isinstance(n, ir.Store) and n.tile.shape[1] != ONE]
+    if len(stores) != 1 or stores[0] not in kernel.body:
+        return None
+    at = kernel.body.index(stores[0])
+    loads = [n for n in ir.nodes(kernel.body) if isinstance(n, ir.Load)]
+    later = {t for n in ir.nodes(kernel.body[at:]) for t in ir.reads(n)}
+    found = [
+        n.tile
+        for n in kernel.body[:at]
+        if isinstance(n, ir.Load)
+        and n.tile.level is Level.SHARED
+        and n.tile.shape[0] == stores[0].tile.shape[0]
+        and n.tile not in later
+        and sum(load.tile == n.tile for load in loads) == 1
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def plus(a: ir.Expr, b: ir.Expr) -> ir.Expr:

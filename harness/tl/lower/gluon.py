@@ -228,7 +228,7 @@ def _kernel(program: ir.Program, number: int, task: TaskLike, rows: Sequence[Row
         first_row=seen.first,
         freedom=freedom(program, number, task),
         overlaps=frozenset(dict(row.choice)["overlap"] for row in rows),
-        depth=2, rescales=rescales,
+        depth=2, rescales=rescales, reuse=ways.reuse,
     )  # fmt: skip
     carrying = None
     if ways.carry and cut(seen.group) is not None:

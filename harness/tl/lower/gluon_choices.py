@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from harness.tl import ir
+from harness.tl.channels import holds
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.choices import Row
-from harness.tl.lower.facts import may_rescale_rarely
+from harness.tl.lower.facts import leaves_through, may_rescale_rarely
 from harness.tl.lower.gluon_view import view
 from harness.tl.lower.lowered import LowerError
 from harness.tl.schedule import GRIDS, RESCALES, ROWS, Schedule, decided
@@ -24,6 +25,11 @@ REGISTERS = {
     4: (112, 32),
 }  # of a consumer's thread and of the producer's, by consumers
 LIMIT = 227 << 10  # bytes of shared memory of a block on Hopper
+# Places of a consumer's query rows, and whether its result leaves through one of them; the best that fits.
+PLACES = ((2, 0), (1, 0), (1, 1))
+# At a head dimension of 128, of loops over so many keys or more.
+LONG_FROM, LONG_COLUMNS = 2048, 64
+LONG = {"consumers": 3, "stages": 4, "pingpong": 0, "q_stages": 1, "reuse": 0}
 _KEYS = tuple(field.name for field in fields(Schedule))
 _BARRIERS = 1 << 10  # room for barriers
 
@@ -68,8 +74,8 @@ def complete(
         schedule = replace(schedule, pingpong=0)
     if not schedule.overlap:
         schedule = replace(schedule, rescale=min(schedule.rescale, 1))  # no product runs beside the softmax
-    if not schedule.overlap or not schedule.persistent:
-        schedule = replace(schedule, carry=0)  # no product runs ahead, or there is no next tile
+    if not schedule.overlap or not schedule.persistent or schedule.reuse:
+        schedule = replace(schedule, carry=0)  # no product runs ahead, there is no next tile, or no place
     if schedule.persistent != GRIDS.index("dynamic"):
         schedule = replace(schedule, ahead=0)
     return {**tiles, **schedule.choice}
@@ -120,6 +126,11 @@ def shared_bytes(program: ir.Program, choice: Mapping[str, int], dim: int, dim_v
         loaded = {n.tile for n in ir.nodes(kernel.body) if isinstance(n, ir.Load)}
         stored = {n.tile for n in ir.nodes(kernel.body) if isinstance(n, ir.Store)}
         here = _BARRIERS
+        through = leaves_through(kernel) if choice["reuse"] else None
+        result = next((t for t in stored if t.shape[1] != ir.Const(1)), None)
+        if through is not None and result is not None:
+            widths = (int(evaluate(t.shape[1], env)) for t in (through, result))
+            stored -= {result} if holds(*widths) else set()
         for tile in loaded | stored:
             size = 2 * int(evaluate(tile.shape[0], env)) * _held(int(evaluate(tile.shape[1], env)))
             places = choice["stages"] if tile in looped else choice["q_stages"]
@@ -136,27 +147,33 @@ def _held(columns: int) -> int:
 
 def default_table(program: ir.Program) -> tuple[Row, ...]:
     """For each head dimension what was fastest on an H100, or the largest that has room."""
-    return tuple(Row.of(2, dim, 0, _default(program, dim)) for dim in DIMS)
+    table = [Row.of(2, dim, 0, _default(program, dim)) for dim in DIMS]
+    longer = _with(program, LONG_COLUMNS, LONG)
+    if all(longer[key] == value for key, value in LONG.items()) and _fits(program, longer, 128):
+        table.append(Row.of(2, 128, LONG_FROM, longer))
+    return tuple(table)
 
 
 def _default(program: ir.Program, dim: int) -> dict[str, int]:
-    dim_v = 128 if dim == 192 else dim
-    rows = rows_of(program)
     wanted = (3, 2, 1) if dim <= 64 else (2, 1)
     choice: dict[str, int] = {}
-    for stages, consumers, size, places in itertools.product((2, 1), wanted, (128, 64, 32, 16), (2, 1)):
-        tiles = {n: size for n, choices in program.parameters if ir.Sym(n) != rows and len(choices) > 1}
-        row = {
-            **tiles,
-            "consumers": consumers,
-            "stages": stages,
-            "pingpong": int(consumers == 3),
-            "overlap": 1,
-            "q_stages": places,
-            "rescale": 2 if may_rescale_rarely(program) else 0,
-            **decided(program),
-        }
-        choice = complete(program, {}, row)
-        if shared_bytes(program, choice, dim, dim_v) <= LIMIT:
+    for stages, consumers, columns, (places, reuse) in itertools.product(
+        (2, 1), wanted, (128, 64, 32, 16), PLACES
+    ):
+        given = {"consumers": consumers, "stages": stages, "pingpong": int(consumers == 3)}
+        choice = _with(program, columns, {**given, "q_stages": places, "reuse": reuse})
+        if _fits(program, choice, dim):
             return choice
     return choice
+
+
+def _with(program: ir.Program, columns: int, schedule: Mapping[str, int]) -> dict[str, int]:
+    """A choice with tiles of so many columns, and that schedule where the program has none of its own."""
+    rows = rows_of(program)
+    tiles = {n: columns for n, choices in program.parameters if ir.Sym(n) != rows and len(choices) > 1}
+    rescale = 2 if may_rescale_rarely(program) else 0
+    return complete(program, {}, {**tiles, "overlap": 1, "rescale": rescale, **schedule, **decided(program)})
+
+
+def _fits(program: ir.Program, choice: Mapping[str, int], dim: int) -> bool:
+    return shared_bytes(program, choice, dim, 128 if dim == 192 else dim) <= LIMIT

@@ -156,6 +156,10 @@ def _launch(kernel: Kernel, program: ir.Program, task: TaskLike) -> list[str]:
     lines.append(
         f"blocks = min(tiles, _processors({task.tensors[0].name}.device)) if choice.persistent else tiles"
     )
+    if kernel.ways.reuse:  # where the widths do not fit each other, the buffer takes a stage's room
+        widths = " == ".join(kernel.reused[1:]) if kernel.reused is not None else "False"
+        lines.append(f"reuse = bool(choice.reuse) and {widths}")
+        lines.append("stages = choice.stages if reuse else max(1, choice.stages - choice.reuse)")
     lines.append(f"head_group = _head_group(heads_in_all, {_bytes_per_head(kernel, task)}, choice.heads)")
     lines.append(f"counter = _counter({task.tensors[0].name}.device)")
     for access in (*kernel.sources, *kernel.targets):
@@ -192,7 +196,10 @@ def _operands(kernel: Kernel, task: TaskLike) -> list[list[str]]:
         "CARRY": "bool(choice.carry and choice.overlap and choice.persistent)",
         "ARRIVALS": "128 if choice.arrivals else 1",
         "RESCALE": "choice.rescale",
+        "REUSE": "reuse",
     }
+    if kernel.ways.reuse:
+        given["STAGES"] = "stages"
     for name, (rest, zero) in kernel.text.evens.items():
         given[name] = expression(f"{python_text(rest)} == {python_text(zero)}")
     descriptors: Sequence[Access] = (*kernel.sources, *kernel.targets)

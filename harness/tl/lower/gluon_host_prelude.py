@@ -4,7 +4,7 @@ HOST = '''
 
 OPERANDS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 L2_BYTES = 4 << 20  # of keys and values of heads that are worked on together; 32 MiB cost 15 % at 512 keys
-LEAST_HEADS = 4  # though they are more: one or two cost 1 to 4 % from 4k keys on
+LEAST_HEADS = 8  # though they are more: four cost 0 to 3 % from 2k keys on, one or two 1 to 4 % more
 SLOTS = 1 << 14
 
 

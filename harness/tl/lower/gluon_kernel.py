@@ -25,6 +25,7 @@ _SIZES = ("dim", "dim_v", "group")
 _SETTINGS = (
     "OPERAND", "FOLD", "CONSUMERS", "STAGES", "OVERLAP", "PINGPONG", "GRID", "LONGEST_FIRST",
     "REGISTERS", "PRODUCER_REGISTERS", "Q_STAGES", "AHEAD", "CARRY", "ARRIVALS", "RESCALE",
+    "REUSE",
 )  # fmt: skip
 _NEXT = ("next_tile", "next_full", "next_empty")
 
@@ -154,8 +155,21 @@ class Kernel:
             target = next(a for a in self.text.accesses.all() if a.shape == tile.shape)
             ones = ["1"] * len(target.fixed)
             shape = ", ".join(["CONSUMERS", *ones, "64", self.text.block(tile.shape[1])])
-            found.append((name, f"gl.allocate_shared_memory(OPERAND, [{shape}], {target.argument}.layout)"))
+            made = f"gl.allocate_shared_memory(OPERAND, [{shape}], {target.argument}.layout)"
+            place = self.reused
+            found.append((name, made if place is None else f"{place[0]} if REUSE else {made}"))
         return found
+
+    @property
+    def reused(self) -> tuple[str, str, str] | None:
+        """The places that a result can leave through, their width, and that of the result; None where it has
+        its own."""
+        if self.text.through is None:
+            return None
+        channel, (tile,) = self.text.channels[self.text.through], self.text.outputs
+        piece = channel.pieces[0]
+        widths = self.text.block(piece.width), self.text.block(tile.shape[1])
+        return f"{channel.name}_places{piece.suffix}", *widths
 
     def _memory(self) -> list[str]:
         lines = [f"{name} = {made}" for name, made in self._buffers()]

@@ -45,7 +45,11 @@ class ConsumerText(SoftmaxText):
         for n, node in enumerate(body):
             self.statement(node)
             for tile in [t for t, at in last.items() if at == n]:
-                self.release(tile)
+                if tile == self.through:
+                    with self.under("if not REUSE:"):
+                        self.release(tile)
+                else:
+                    self.release(tile)
 
     def control(self, node: ir.For | ir.If) -> None:
         self._settle_all()

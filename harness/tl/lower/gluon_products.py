@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.tl import ir
+from harness.tl.lower.facts import leaves_through
 from harness.tl.lower.gluon_channels import Channel, Piece, taken
 from harness.tl.lower.gluon_prelude import in_gluon
 from harness.tl.lower.gluon_values import GluonValues
@@ -16,10 +17,14 @@ from harness.tl.syntax import Level, Statement
 
 @dataclass
 class ProductText(KernelText):
-    """Writes copies and products of one consumer; `channels` by tile of the group."""
+    """Writes copies and products of one consumer; `channels` by tile of the group.
+
+    `reuse`: whether some choice lets results leave through places that are read no more.
+    """
 
     channels: dict[ir.Tile, Channel] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)  # name -> columns
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,11 +33,22 @@ class ProductText(KernelText):
             v.names, v.block, v.minus_infinity, v.element, layout=self.layout
         )
         self.outputs: dict[ir.Tile, str] = {}  # stored tile -> its buffer
+        self.through = self._through() if self.reuse else None  # the tile whose place the result leaves by
         products = [n for n in ir.nodes(self.kernel.body) if isinstance(n, ir.Gemm)]
         if not products:
             raise LowerError("a kernel without a product has no Gluon code", None, "use the Triton compiler")
         self._home = self.block(products[0].result.shape[1])
         self.layout(products[0].result.shape[1])
+
+    def _through(self) -> ir.Tile | None:
+        """The tile, where each consumer has its own rows of it and its tensor has as many axes."""
+        tile = leaves_through(self.kernel)
+        if tile is None or not self.channels[tile].grouped:
+            return None
+        nodes = list(ir.nodes(self.kernel.body))
+        axes = {len(n.matrix.axes) for n in nodes if isinstance(n, ir.Load) and n.tile == tile}
+        axes |= {len(n.matrix.axes) for n in nodes if isinstance(n, ir.Store) and n.tile.shape[1] != ONE}
+        return tile if len(axes) == 1 else None
 
     # --- text ---
 
@@ -98,13 +114,26 @@ class ProductText(KernelText):
         buffer = self.outputs.setdefault(node.tile, f"{node.tile.name}_buffer{len(self.outputs) or ''}")
         cols = self.block(shape[1])
         value = self.values.ref(node.tile, False)
+        at = "WHICH" if self.through is None else f"{buffer}_place"
+        if self.through is not None:
+            with self.under("if REUSE:"):
+                self.put(f"{at} = {self.channels[self.through].place('WHICH')}  # that nobody reads any more")
+            self.put("else:")
+            self.depth += 1
         self.put("tma.store_wait(0)  # the buffer's last tile has left")
+        if self.through is not None:
+            self.put(f"{at} = WHICH")
+            self.depth -= 1
         self.put("thread_barrier()")
-        self.put(f"tile_in({buffer}, WHICH, 64, {cols}).store(({value}).to({access.argument}.dtype))")
+        self.put(f"tile_in({buffer}, {at}, 64, {cols}).store(({value}).to({access.argument}.dtype))")
         self.put("fence_async_shared()")
         self.put("thread_barrier()")
         corner = ", ".join([*fixed, row, column])
-        self.put(f"tma_store({access.argument}, [{corner}], {buffer}.index(WHICH))")
+        self.put(f"tma_store({access.argument}, [{corner}], {buffer}.index({at}))")
+        if self.through is not None:
+            with self.under("if REUSE:"):
+                self.put("tma.store_wait(0)  # the place can be filled when the tile has left")
+                self.release(self.through)
 
     def _move(self, node: ir.Move) -> None:
         if node.tile == node.target:

@@ -19,6 +19,7 @@ class Ways:
     carry: bool = False
     arrivals: bool = False
     rescale: bool = False
+    reuse: bool = False
 
     @classmethod
     def of(cls, choices: Iterable[Mapping[str, int]]) -> Ways:
