@@ -144,7 +144,7 @@ def tune(
         clock = Clock(kernels, folder, task, tuned.timings)
         try:
             if searched:
-                best = _searched(clock, workloads, spaces, tuned, default_choices(program, spaces))
+                best = _searched(clock, workloads, spaces, tuned, default_choices(program, workloads))
             else:
                 kernels.ready(calls)
                 tuning_clock.warm()
@@ -283,7 +283,7 @@ def _searched(
     workloads: Sequence[Workload],
     spaces: Mapping[tuple[int, int], Sequence[dict[str, int]]],
     tuned: Tuned,
-    defaults: Mapping[tuple[int, int], dict[str, int]],
+    defaults: Mapping[str, dict[str, int]],
 ) -> dict[str, Mapping[str, int] | None]:
     """The fastest choice of each workload that a search finds; `tuned` gets what each took."""
 

@@ -42,12 +42,12 @@ def search_choices(
     time_ms: Callable[[Workload, Mapping[str, int]], float | None],
     together_ms: Callable[[Workload, list[dict[str, int]]], Sequence[float | None]],
     soon: Callable[[Workload, list[dict[str, int]]], None],
-    defaults: Mapping[Dims, dict[str, int]],
+    defaults: Mapping[str, dict[str, int]],
 ) -> dict[str, Search]:
     """The search of each workload, by its key. `time_ms` measures one choice; None where it does not run.
 
     `together_ms` measures a few side by side, `soon` is told what is likely to be measured. Every search
-    starts from the compiler's own choice for the head dimensions, of `defaults`.
+    starts from the compiler's own choice for the workload, of `defaults`.
     """
     by_key = {w.key: w for w in workloads}
     cells = [
@@ -60,12 +60,11 @@ def search_choices(
         lambda cell, choice: time_ms(by_key[cell.name], choice),
         lambda cell, choices: together_ms(by_key[cell.name], choices),
         lambda cell, choices: soon(by_key[cell.name], choices),
-        lambda cell: (defaults[by_key[cell.name].dim, by_key[cell.name].dim_v],),
+        lambda cell: (defaults[cell.name],),
     )
 
 
-def default_choices(program: ir.Program, dims: Iterable[Dims]) -> dict[Dims, dict[str, int]]:
-    """What the compiler takes where nothing was measured."""
-    table = gluon_choices.default_table(program)
-    rows = {pair: next(r for r in table if r.dim >= max(pair) or r is table[-1]) for pair in dims}
-    return {pair: dict(row.choice) for pair, row in rows.items()}
+def default_choices(program: ir.Program, workloads: Iterable[Workload]) -> dict[str, dict[str, int]]:
+    """What the compiler takes where nothing was measured, by a workload's key."""
+    asked = {w.key: (max(w.dim, w.dim_v), max(w.seq_q, w.seq_k)) for w in workloads}
+    return {key: gluon_choices.default_choice(program, *sizes) for key, sizes in asked.items()}

@@ -155,13 +155,13 @@ def test_a_search_times_15_percent_and_compiles_each_kernel_once(
 def test_shapes_with_kernels_of_their_own_compile_what_is_around_the_best_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Groups of 4, 5, 6, 7, 8 and 16 query heads: 168 kernels each, of which one group compiles all."""
+    """Groups of 4, 5, 6, 7, 8 and 16 query heads: 168 kernels each, of which one group compiles all; less than a third else."""
     task, program = reference("gqa_causal")
     played = Played(monkeypatch, formula)
     workloads = [w for w in task.workloads["models"] if w.dtype == "fp16"]
     tuned, _ = tuning.tune(program, task, H100, workloads, tmp_path, 1, "gluon")
     counts = sorted(sum(w.group == g for w, _ in played.jobs) for g in {w.group for w in workloads})
-    assert len(counts) > 2 and counts[-1] == 168 and counts[0] > 0 and counts[-2] < 40
+    assert len(counts) > 2 and counts[-1] == 168 and counts[0] > 0 and counts[-2] < counts[-1] / 3
     assert all(dict(row.choice)["persistent"] == 2 for row in tuned.rows)
 
 
@@ -220,7 +220,7 @@ def test_a_tuned_candidate_has_a_name_beside_the_program_s_own(
     assert {r.bytes for r in tuned.rows} == {2} and len({r.choice for r in tuned.rows}) > 1
     by_length = {r.seq: dict(r.choice) for r in tuned.rows}
     for asked, served in ((1, 512), (511, 512), (512, 512), (3000, 2048), (99_999, 16384)):
-        chosen = choose(128, asked)._asdict()
+        chosen = choose(128, asked, 0, 0, 1)._asdict()
         assert chosen == {key: by_length[served][key] for key in chosen} and len(chosen) > 8, asked
 
 

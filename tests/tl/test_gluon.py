@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from harness.tl.lower.backends import lower
 from harness.tl.lower.choices import Row
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.gluon_aot import compile_for_hopper
-from harness.tl.lower.gluon_choices import LIMIT, LONG, complete, default_table, shared_bytes
+from harness.tl.lower.gluon_choices import LIMIT, LONG, complete, default_choice, default_table, shared_bytes
 from harness.tl.lower.lowered import LowerError
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
@@ -31,6 +33,8 @@ from tasks import Task, Workload, find
 from tasks.oracle import expected
 from tests.tl.gluon_emulator import Deadlock, Device, Value
 from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape, text_of
+
+TUNED = Path(__file__).parents[2] / "examples" / "tuned" / "h100"
 
 TASKS = ("mha", "mha_causal", "gqa_causal", "mqa_causal", "mla_prefill", "sliding_window", "softcap", "cross")
 SHAPES = ((130, 203), (203, 130), (128, 128))  # tails and offsets both ways, one that tiles divide
@@ -471,6 +475,10 @@ def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
     assert {dim: (row["stages"], row["BN"], row["reuse"]) for dim, row in rows.items()} == {
         64: (2, 128, 0), 128: (2, 128, 0), 192: (2, 128, 1), 256: (2, 64, 1)
     }  # fmt: skip
+    taken = {
+        sizes: default_choice(prog, *sizes) for sizes in ((128, 2047), (100, 2048), (300, 4096), (20, 4096))
+    }
+    assert [taken[s]["consumers"] for s in taken] == [2, 3, 2, 3] and taken[300, 4096] == rows[256]
     (longer,) = (row for row in default_table(prog) if row.seq)
     assert (longer.dim, longer.seq) == (128, 2048)
     assert LONG.items() <= dict(longer.choice).items() and dict(longer.choice)["BN"] == 64
@@ -478,6 +486,47 @@ def test_defaults_are_what_was_fastest_and_all_have_room() -> None:
     for dim, row in rows.items():
         assert shared_bytes(prog, row, dim, 128 if dim == 192 else dim) <= LIMIT
     assert len(hopper_choices(prog, task, find_target("h100"), (128, 128))) > 4
+
+
+def chosen(name: str, table: list[Row]) -> Any:
+    task, prog = program("reference", name)
+    return Device(132).module(lower_gluon(prog, task, table=table).files["attention.py"])._choose
+
+
+def test_few_tiles_are_made_smaller_where_that_is_done_sooner() -> None:
+    """132 processors. 512 queries of 32 heads: 96 tiles of 192 rows, or 128 of 128, a processor each."""
+    small, large = ({"consumers": n, "BN": 64, "BM": 64 * n} for n in (2, 3))
+    choose = chosen("mha", [Row.of(2, 128, 512, small), Row.of(2, 128, 2048, large)])
+    rows = {
+        (n, heads): 64 * choose(128, max(n, 8192), n, heads, 132).consumers
+        for n, heads in (
+            (512, 32),
+            (512, 1),
+            (8192, 32),
+            (2048, 16),
+            (64, 8),
+            (384, 132),
+            (385, 132),
+            (4096, 1000),
+        )
+    }
+    assert rows == {
+        (512, 32): 128, (512, 1): 128, (8192, 32): 192, (2048, 16): 128, (64, 8): 128, (384, 132): 192,
+        (385, 132): 128, (4096, 1000): 192,
+    }  # fmt: skip
+    assert choose(128, 512, 512, 1000, 132).consumers == 2, "never larger ones"
+    assert choose(128, 8192, 0, 0, 1).consumers == 3, "where nothing is known of the tiles"
+
+
+@pytest.mark.parametrize("name", ["mha", "mha_causal"])
+def test_on_the_paper_s_grid_a_found_table_is_taken_as_it_was_found(name: str) -> None:
+    found = json.loads((TUNED / f"tl_{name}_gluon_tuned" / "tuning.json").read_text())
+    table = [Row.of(r["bytes"], r["dim"], r["seq"], dict(r["choice"])) for r in found["rows"]]
+    choose = chosen(name, table)
+    for row in table:
+        heads = 2048 // row.dim
+        taken = choose(row.dim, row.seq, row.seq, heads * 16384 // row.seq, 132)
+        assert taken.consumers == dict(row.choice)["consumers"], (row.dim, row.seq)
 
 
 def scheduled(tile: str, schedule: str) -> tuple[Task, ir.Program]:

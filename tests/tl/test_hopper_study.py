@@ -129,7 +129,9 @@ def test_every_choice_of_the_ablation_fits_and_differs_by_its_feature(name: str)
     assert found["one consumer less"]["BM"] == base["BM"] - 64
     causal = c.task.name == "mha_causal"
     assert ("heads one by one" in found, "the grid's order" in found) == (causal, causal)
-    assert all(why for why in left.values()) and set(left) <= {"another stage", "no registers handed over"}
+    apart = {"another stage", "no registers handed over", "two places for query rows"}
+    assert all(why for why in left.values()) and set(left) <= apart
+    assert any(choice.get("reuse") for choice in found.values())
 
 
 def test_the_cells_are_of_the_grid_in_both_types() -> None:

@@ -154,6 +154,13 @@ def default_table(program: ir.Program) -> tuple[Row, ...]:
     return tuple(table)
 
 
+def default_choice(program: ir.Program, dim: int, seq: int) -> dict[str, int]:
+    """Of the default table, for a head dimension and the longer of both sequences."""
+    table = default_table(program)
+    held = min((row.dim for row in table if row.dim >= dim), default=max(DIMS))
+    return dict([row for row in table if row.dim == held and row.seq <= seq][-1].choice)
+
+
 def _default(program: ir.Program, dim: int) -> dict[str, int]:
     wanted = (3, 2, 1) if dim <= 64 else (2, 1)
     choice: dict[str, int] = {}

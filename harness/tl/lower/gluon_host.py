@@ -48,13 +48,25 @@ def _opening(program: ir.Program, task: TaskLike, kernels: Sequence[Kernel]) -> 
     rest = "".join(f" and {python_text(w)} == _padded({python_text(w)})" for w in sliced)
     out += [f"    if not (served and _described({', '.join(tensors)}){rest}):"]
     out += [f"        plain({given})  # any device, type and stride", "        return"]
+    work = ", ".join(expression(code) for code in _work(program, task, kernels[0]))
     opening = [
         "group = heads // kv_heads",
-        f"choice = _choose({_held(task, kernels)}, {largest(task, 'seq_q', 'seq_k')})",
+        f"choice = _choose({_held(task, kernels)}, {largest(task, 'seq_q', 'seq_k')}, {work})",
     ]
     if tiles := [name for name, _ in program.parameters]:
         opening.append(f"{', '.join(tiles)} = {', '.join(f'choice.{name}' for name in tiles)}")
     return out + [line for code in opening for line in statement(code, 1)]
+
+
+def _work(program: ir.Program, task: TaskLike, kernel: Kernel) -> tuple[str, str, str]:
+    """Rows of a tile's axis, how many such axes there are, and processors; no rows where tiles decide."""
+    extents = [a.extent for a in kernel.view.whole.grid if a is not kernel.view.axis]
+    tiles = {name for name, _ in program.parameters}
+    if any(isinstance(p, ir.Sym) and p.name in tiles for e in extents for p in ir.walk(e)):
+        return "0", "0", "1"
+    rows = "seq_q" if "seq_q" in symbols(task) else "0"
+    heads = " * ".join(f"({python_text(e)})" for e in extents) or "1"
+    return rows, heads, f"_processors({task.tensors[0].name}.device)"
 
 
 def _held(task: TaskLike, kernels: Sequence[Kernel]) -> str:

@@ -67,12 +67,26 @@ def _counter(device: torch.device) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=device)
 
 
-def _choose(dim: int, seq: int) -> Choice:
+@lru_cache(maxsize=4096)
+def _choose(dim: int, seq: int, rows: int, heads: int, processors: int) -> Choice:
     """That of the smallest head dimension large enough, and there of the longest sequences not longer; for
-    sequences shorter than all, of the shortest."""
+    sequences shorter than all, of the shortest.
+
+    But one with tiles of fewer rows where the last processor is done with those a tenth sooner: few tiles
+    leave processors idle, the more so the larger they are.
+    """
     dims = [row[1] for row in CHOICES if row[1] >= dim] or [max(row[1] for row in CHOICES)]
-    rows = sorted((row[2], row[3]) for row in CHOICES if row[1] == min(dims))
-    return ([choice for start, choice in rows if start <= seq] or [rows[0][1]])[-1]
+    table = sorted((row[2], row[3]) for row in CHOICES if row[1] == min(dims))
+    found = ([choice for start, choice in table if start <= seq] or [table[0][1]])[-1]
+
+    def busy(choice: Choice) -> int:
+        """Query rows that the busiest processor works on."""
+        size = 64 * choice.consumers
+        return -(-heads * -(-rows // size) // processors) * size
+
+    smaller = [choice for _, choice in reversed(table) if choice.consumers < found.consumers]
+    quickest = min(smaller, key=busy, default=found)
+    return quickest if 10 * busy(quickest) < 9 * busy(found) else found
 
 
 def _padded(n: int) -> int:

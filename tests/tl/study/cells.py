@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.targets import find_target
 from harness.tl import ir
 from harness.tl.lower.facts import grows
-from harness.tl.lower.gluon_choices import complete, default_table, unfit
+from harness.tl.lower.gluon_choices import complete, default_choice, unfit
 from harness.tl.lower.lowered import LowerError
 from harness.tl.schedule import FIELDS, RESCALES, WARPGROUP, Schedule
 from harness.tl.space import lacks
@@ -29,6 +29,7 @@ WAYS = {
     "ahead": "tickets ahead",
     "carry": "product of the next tile first",
     "arrivals": "arrivals of threads",
+    "reuse": "the result through the query rows' place",
 }
 HUMANS = ("cudnn", "flash-attn-4")
 
@@ -66,8 +67,7 @@ def chosen(cell: Cell, tuned: Path | None = None) -> dict[str, int]:
     if record is not None and record.exists():
         rows = [r for r in json.loads(record.read_text())["rows"] if r["dim"] == cell.workload.dim]
         return dict(next(r["choice"] for r in rows if r["seq"] == cell.workload.seq_k))
-    rows = [r for r in default_table(cell.program) if r.dim >= cell.workload.dim]
-    return dict(min(rows, key=lambda r: r.dim).choice)
+    return default_choice(cell.program, max(cell.dims), cell.workload.seq_k)
 
 
 def variants(cell: Cell, base: Mapping[str, int]) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
@@ -108,7 +108,10 @@ def _changes(cell: Cell, base: Mapping[str, int]) -> dict[str, dict[str, int]]:
         "one place for query rows": {"q_stages": 1},
         "two places for query rows": {"q_stages": 2},
         **{f"rescale = {n}": {"rescale": n} for n in RESCALES},
-        **{f"{'no ' if base[key] else ''}{words}": {key: 1 - base[key]} for key, words in WAYS.items()},
+        **{
+            f"{'no ' if base.get(key) else ''}{words}": {key: 1 - base.get(key, 0)}
+            for key, words in WAYS.items()
+        },
     }
     if grows_of(cell.program):
         found |= {

@@ -63,7 +63,7 @@ def _searched(
 
     found = search_choices(
         [c.workload for c in cells], spaces, bench.time_ms, bench.together_ms, soon,
-        default_choices(cells[0].program, spaces),
+        default_choices(cells[0].program, [c.workload for c in cells]),
     )  # fmt: skip
     return [(c, found[c.workload.key]) for c in cells]
 
