@@ -132,8 +132,9 @@ class Looks:
     def launch_ms(self, trusted: Contender, measured: Summary) -> float:
         """How much longer a call seems from outside than it is, of a contender whose figures can be trusted.
 
-        On a machine whose processors are slow or shared, launches keep a short kernel waiting. They take
-        everyone's time alike, so no candidate has a say in it. Raises WorkerError, Unsteady.
+        On a machine whose processors are slow or shared, launches keep a short kernel waiting; everyone's
+        alike. Work that a candidate has left on the device would make them longer too: then it is not
+        convicted, and not believed either. Raises WorkerError, Unsteady.
         """
         contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
         worker, limit_s = trusted.worker, self._bench.policy.request_s
