@@ -74,11 +74,8 @@ class Looks:
         On a CPU also what kernel records tell on a GPU: whether work goes on after a call has returned,
         and which operators did it.
         """
-        contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
         worker, kernel, limit_s = contender.worker, contender.kernel, self._bench.policy.request_s
-        bursts = Bursts(self._exam, worker, kernel, contents, self._lot, limit_s)
-        sight = self._sight_of(contender)
-        seen = self._seen[contender.name] = Seen(JudgesClock(bursts, len(contents), sight=sight), bursts)
+        seen = self._seen[contender.name] = self._unseen(contender)
         self._look(seen)
         if self._bench.kind == "cpu":
             late_ms = late_work_ms(worker, kernel, seen.clock, limit_s)
@@ -136,15 +133,19 @@ class Looks:
         alike. Work that a candidate has left on the device would make them longer too: then it is not
         convicted, and not believed either. Raises WorkerError, Unsteady.
         """
-        contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
-        worker, limit_s = trusted.worker, self._bench.policy.request_s
-        bursts = Bursts(self._exam, worker, trusted.kernel, contents, self._lot, limit_s)
-        seen = Seen(JudgesClock(bursts, len(contents), sight=self._sight_of(trusted)), bursts)
+        seen = self._unseen(trusted)
         for _ in range(LAUNCH_LOOKS):
             self._look(seen)
         if seen.undone:
             raise Unsteady(f"an output of {TRUSTED} was wrong: {seen.undone}")
         return max(0.0, seen.clock.slope_ms - measured.median_ms)
+
+    def _unseen(self, contender: Contender) -> Seen:
+        """A clock for a contender, before the first look."""
+        contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
+        limit_s = self._bench.policy.request_s
+        bursts = Bursts(self._exam, contender.worker, contender.kernel, contents, self._lot, limit_s)
+        return Seen(JudgesClock(bursts, len(contents), sight=self._sight_of(contender)), bursts)
 
     def _sight_of(self, contender: Contender) -> Callable[[], Sight]:
         """What is told of the processes that do the work, on a CPU."""

@@ -6,6 +6,7 @@ each group of four are others that must not suffer from them.
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -201,5 +202,5 @@ def test_the_judge_can_look_at_a_baseline_too(tmp_path, monkeypatch):
     monkeypatch.setattr(Looks, "slope_ms", slope_ms)
     ground = Ground(tmp_path, (64,))
     results = ground.run([ground.candidate("good")], baselines=("sdpa-flash",))
-    assert told and all(ms >= 0.0 for ms in told)
+    assert told and all(math.isfinite(ms) for ms in told)  # a look that failed, or was none, tells nothing
     assert of(results, "good")[0].verdict in (Verdict.OK, Verdict.INFRA)

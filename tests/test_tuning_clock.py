@@ -24,7 +24,7 @@ ON_DEVICE = {  # what a candidate asks its device
 }
 
 
-@pytest.mark.parametrize(("dim", "choices", "kernels"), [(128, 504, 168), (64, 756, 252)])
+@pytest.mark.parametrize(("dim", "choices", "kernels"), [(128, 396, 132), (64, 744, 248)])
 def test_the_paper_s_lengths_and_groups_of_heads_share_kernels(
     dim: int, choices: int, kernels: int, tmp_path: Path
 ) -> None:

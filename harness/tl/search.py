@@ -142,8 +142,8 @@ def search_cells(
 ) -> dict[str, Search]:
     """Each cell's search, by its name; it starts from what `begin` says and from the best of cells nearby.
 
-    `soon` is told before each search what it may well measure: everything, or what is around the choices
-    that it begins with. `again` measures a few side by side.
+    `soon` is told before each search what it may well measure: everything, or what it begins with and what is
+    around the best of cells nearby. `again` measures a few side by side.
 
     Of each head dimension the middle length comes first, with 15 % of its space but no fewer than 16
     measurements; then the others, from the middle outwards, until two to six measurements gain nothing.
@@ -159,8 +159,9 @@ def search_cells(
         def rematch(choices: list[dict[str, int]], cell: Cell = cell) -> Sequence[float | None]:
             return again(cell, choices) if again is not None else ()
 
-        seeds = [*begin(cell), *neighbours(cell, found)]
-        soon(cell, around(cell.space, seeds) if known else [dict(c) for c in cell.space])
+        began, near = begin(cell), neighbours(cell, found)
+        seeds = [*began, *near]
+        soon(cell, around(cell.space, near, began) if known else [dict(c) for c in cell.space])
         result = search(
             cell.space,
             timed,
@@ -173,12 +174,16 @@ def search_cells(
     return {cell.name: result for cell, result in found}
 
 
-def around(space: Sequence[Choice], seeds: Iterable[Choice]) -> list[dict[str, int]]:
-    """The choices that are most like the seeds, and those that differ least from one of these."""
+def around(
+    space: Sequence[Choice], seeds: Iterable[Choice], alone: Iterable[Choice] = ()
+) -> list[dict[str, int]]:
+    """The choices that are most like the seeds, and those that differ least from one of these; and those most
+    like others, without what is around them."""
     trail = _Trail([dict(c) for c in space], lambda choice: None, 0)
     begun = list(dict.fromkeys(trail.like(seed) for seed in seeds))
     near = [int(i) for number in begun for i in np.flatnonzero(trail.near(number))]
-    return [dict(trail.space[i]) for i in dict.fromkeys([*begun, *near])]
+    others = [trail.like(seed) for seed in alone]
+    return [dict(trail.space[i]) for i in dict.fromkeys([*others, *begun, *near])]
 
 
 def neighbours(cell: Cell, found: Iterable[tuple[Cell, Search]], most: int = _SEEDS) -> list[dict[str, int]]:

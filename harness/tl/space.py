@@ -23,13 +23,13 @@ CONSUMERS, COLUMNS, STAGES, HEADS = (1, 2, 3, 4), (64, 128, 256), (2, 3, 4), (0,
 # Other kinds of grid, products of the next tile first and arrivals of threads were behind the best choice
 # found in every cell: they are tried where the program's line names them.
 TRIED = {
+    "reuse": (0, 1),
     "persistent": (GRIDS.index("dynamic"),),
     "q_stages": (2, 1),
     "ahead": (0, 1),
     "carry": (0,),
     "arrivals": (0,),
     "rescale": (0, 1, 2),
-    "reuse": (0, 1),
 }
 
 
@@ -109,9 +109,9 @@ def hopper_pruned(
 ) -> Pruned:
     """The space of schedules with roles for one pair of head dims, by what fits on the target.
 
-    Where two places for query rows and one for the result fit, fewer are not tried; nor one for both where
-    two in all fit; nor one consumer where more fit. Fewer places for query rows and fewer consumers were
-    behind the best choice found in every cell.
+    Fewer places are tried only where more do not fit: one for query rows instead of two, then one for both
+    query rows and result. Nor is one consumer tried where more fit. They were behind the best choice found in
+    every cell.
     """
     reason = lacks(program, task, target, dtype=dtype, dims=dims)
     named = spanned(program)
@@ -119,19 +119,14 @@ def hopper_pruned(
 
     def parted() -> Iterator[tuple[dict[str, int], Finding | None]]:
         for choice in hopper_space(program):  # more places before fewer
-            places = choice["q_stages"], choice["reuse"]
-            better = fits.setdefault(
-                tuple((k, v) for k, v in choice.items() if k not in ("q_stages", "reuse")), set()
-            )
-            spared = (2, 0) in better if places != (1, 1) else bool(better)
-            if (
-                spared
-                and not ("q_stages" in named and places[0] == 1)
-                and not ("reuse" in named and places[1])
-            ):
+            rest = tuple((k, v) for k, v in choice.items() if k not in ("q_stages", "reuse"))
+            better, places, reuse = fits.setdefault(rest, set()), choice["q_stages"], choice["reuse"]
+            if "q_stages" not in named and places == 1 and (2, reuse) in better:
+                continue
+            if "reuse" not in named and reuse and {(1, 0), (2, 0)} & better:
                 continue
             why = reason(choice)
-            better |= {places} if why is None else set()
+            better |= {(places, reuse)} if why is None else set()
             yield choice, why
 
     found = _parted(parted())

@@ -247,7 +247,7 @@ def test_a_search_that_was_killed_is_not_searched_again(tmp_path: Path) -> None:
     main(["search", "--out", str(tmp_path), "--cells", ",".join(SEARCHED[:3])], played)
     after = read(tmp_path, "search")["cells"]
     assert all(after[n]["trail"] == before[n]["trail"] and "all_ms" in after[n] for n in after)
-    assert len(played.timed) == 2 * (504 + 3)
+    assert len(played.timed) == 2 * (396 + 3)
 
 
 # --- the bench of a GPU, with its clock played ---------------------------------------------------------------

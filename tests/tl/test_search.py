@@ -51,7 +51,7 @@ def times_of(space, seed):
 
 @pytest.mark.parametrize("dim", [64, 128])
 def test_a_hopper_space_needs_15_percent_to_come_within_2_percent(dim):
-    """756 and 504 choices. With 60 seeds each and noise of 1 %: 120 of 120 within 2 %, 0.2 % at most; here 6
+    """744 and 396 choices. With 60 seeds each and noise of 1 %: 120 of 120 within 2 %, 0.2 % at most; here 6
     seeds each. The times have the form that the search guesses."""
     space = kept("mha_causal", dim)
     for seed in range(6):
@@ -217,7 +217,7 @@ def test_it_is_told_soon_what_it_may_measure_and_its_finals_are_in_its_budget():
         lambda cell, cs: told.update({cell.name: {key(c) for c in cs}}),
     )  # fmt: skip
     assert {n: len(t) for n, t in told.items()} == {
-        "2048": 504,
+        "2048": 396,
         "512": len(told["512"]),
         "16384": len(told["16384"]),
     }
@@ -267,7 +267,7 @@ def test_the_grid_and_the_way_from_tile_to_tile_are_as_the_programs_line_says():
 
 
 def test_fewer_places_are_tried_where_more_do_not_fit_or_the_line_says_so():
-    """Of query rows and results: two and one; two in all; one for both."""
+    """Of query rows and results: two and one; one each; one for both."""
     task, program, target = find("mha_causal"), PROGRAMS["mha_causal"], TARGETS["h100"]
     kept = hopper_pruned(program, task, target, dims=(128, 128)).kept
     tried = defaultdict(set)
@@ -276,7 +276,7 @@ def test_fewer_places_are_tried_where_more_do_not_fit_or_the_line_says_so():
             (c["q_stages"], c["reuse"])
         )
     assert {frozenset(places) for places in tried.values()} == {
-        frozenset({(2, 0)}), frozenset({(1, 0), (2, 1)}), frozenset({(1, 1)})
+        frozenset({(2, 0)}), frozenset({(1, 0)}), frozenset({(1, 1)})
     }  # fmt: skip
     for key_, values in (("q_stages", (1, 2)), ("reuse", ("on", "off"))):
         line = (*program.schedule, (key_, values))

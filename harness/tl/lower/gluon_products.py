@@ -114,16 +114,16 @@ class ProductText(KernelText):
         buffer = self.outputs.setdefault(node.tile, f"{node.tile.name}_buffer{len(self.outputs) or ''}")
         cols = self.block(shape[1])
         value = self.values.ref(node.tile, False)
-        at = "WHICH" if self.through is None else f"{buffer}_place"
-        if self.through is not None:
+        at, left = "WHICH", "tma.store_wait(0)  # the buffer's last tile has left"
+        if self.through is None:
+            self.put(left)
+        else:
+            at = f"{buffer}_place"
             with self.under("if REUSE:"):
                 self.put(f"{at} = {self.channels[self.through].place('WHICH')}  # that nobody reads any more")
-            self.put("else:")
-            self.depth += 1
-        self.put("tma.store_wait(0)  # the buffer's last tile has left")
-        if self.through is not None:
-            self.put(f"{at} = WHICH")
-            self.depth -= 1
+            with self.under("else:"):
+                self.put(left)
+                self.put(f"{at} = WHICH")
         self.put("thread_barrier()")
         self.put(f"tile_in({buffer}, {at}, 64, {cols}).store(({value}).to({access.argument}.dtype))")
         self.put("fence_async_shared()")
