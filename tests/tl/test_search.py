@@ -51,7 +51,7 @@ def times_of(space, seed):
 
 @pytest.mark.parametrize("dim", [64, 128])
 def test_a_hopper_space_needs_15_percent_to_come_within_2_percent(dim):
-    """744 and 396 choices. With 60 seeds each and noise of 1 %: 120 of 120 within 2 %, 0.2 % at most; here 6
+    """744 and 396 choices. With 60 seeds each and noise of 1 %: 120 of 120 within 2 %, 0.1 % at most; here 6
     seeds each. The times have the form that the search guesses."""
     space = kept("mha_causal", dim)
     for seed in range(6):
