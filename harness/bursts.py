@@ -33,14 +33,15 @@ class Bursts:
         self._exam.fill(self._worker, list(self._contents.items()))
         self._moves = {slot: [] for slot in self._contents}
 
-    def fresh(self) -> None:
-        """Let rows of every slot's inputs trade places, and poison the outputs."""
+    def fresh(self, calls: int) -> None:
+        """Let rows of every slot's inputs trade places, and poison the outputs; so many calls will follow."""
         told = []
         for slot, moves in self._moves.items():
             new = draw(self._exam.layout, self._lot)
             moves += new
             told.append([slot, to_json(new)])
-        self._worker.ask("freshen", {"slots": told}, limit_s=self._request_s)
+        args = {"kernel": self._kernel, "calls": calls, "slots": told}
+        self._worker.ask("freshen", args, limit_s=self._request_s)
 
     def run(self, calls: int, *, call: bool) -> None:
         """Call on the first slots, one after another, then fetch their outputs; which comes last is a lot."""

@@ -15,9 +15,9 @@ from harness.measure.claims import ProfiledCall, claimed_operators, claimed_time
 from harness.measure.judge import (
     CPU_SLACK_MS,
     EAGER_SLACK_MS,
-    GRAPH_SLACK_MS,
     JudgesClock,
     contradicts,
+    graph_slack_ms,
 )
 from harness.measure.late import LATE_MS, late_work_ms
 from harness.measure.session import Contender, summary
@@ -28,10 +28,9 @@ from harness.verify.exam import Exam
 from harness.worker.moves import draw, to_json
 
 SECOND_LOOKS = 24  # of the judge's clock, before it contradicts a claim
+UNCAPTURED = "no CUDA graph holds its calls, so launches from Python cannot be told from work"
 QUICK = 2.0  # times the 10th percentile
 PROFILED = 5  # calls on a CPU
-LAUNCH_LOOKS = 8  # at the anchor
-TRUSTED = "a kernel that is no candidate"
 CLAIMS, CALLS = 8, 3  # blocks, and calls in each, of a claim that is made anew
 
 
@@ -75,7 +74,10 @@ class Looks:
         and which operators did it.
         """
         worker, kernel, limit_s = contender.worker, contender.kernel, self._bench.policy.request_s
-        seen = self._seen[contender.name] = self._unseen(contender)
+        contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
+        bursts = Bursts(self._exam, worker, kernel, contents, self._lot, limit_s)
+        clock = JudgesClock(bursts, len(contents), sight=self._sight_of(contender))
+        seen = self._seen[contender.name] = Seen(clock, bursts)
         self._look(seen)
         if self._bench.kind == "cpu":
             late_ms = late_work_ms(worker, kernel, seen.clock, limit_s)
@@ -83,9 +85,7 @@ class Looks:
             args = {"kernel": kernel, "calls": PROFILED}
             seen.profiled = claimed_operators(worker.ask("operators", args, limit_s=limit_s), PROFILED)
 
-    def slope_ms(
-        self, contender: Contender, claimed: Summary, launch_ms: Callable[[], float] = lambda: 0.0
-    ) -> float | None:
+    def slope_ms(self, contender: Contender, claimed: Summary) -> float | None:
         """The judge's time of a call; None for who was not looked at. Raises WorkerError, Unsteady.
 
         It looks again until the claim stands whatever of the time was the request's own cost: one figure
@@ -93,59 +93,36 @@ class Looks:
         contradicts, the claim was made at another time than the looks: it is made anew, between further
         looks, whose least time counts as well. If the new one alone stands, neither is to be believed; nor
         where the quick calls alone contradict, and the median, which is what would be reported, does not;
-        nor where others keep the machine busy meanwhile: on such a machine nobody is convicted. On a GPU
-        `launch_ms`, what a launch costs that machine, is asked before that; what it may explain convicts
-        nobody either.
+        nor where others keep the machine busy meanwhile: on such a machine nobody is convicted; nor, on a
+        GPU, where calls that no graph can hold seem longer than they are said to be: nobody can tell work
+        from launches then, unless it is far more than those could take.
         """
         seen = self._seen.get(contender.name)
         if seen is None:
             return None
         began, before = time.perf_counter(), self._sight_of(contender)()
         for _ in range(SECOND_LOOKS):
-            if not self.contradicts(seen.clock.at_most_ms, claimed, contender.captured):
+            if not self.contradicts(seen.clock.at_most_ms, claimed):
                 break
             self._look(seen)
-        if self.contradicts(seen.clock.slope_ms, claimed, contender.captured):
+        if self.contradicts(seen.clock.slope_ms, claimed):
             anew = self._claim_anew(contender, seen)
             slope_ms = seen.clock.slope_ms
-            if not self.contradicts(slope_ms, claimed, contender.captured):
+            if not self.contradicts(slope_ms, claimed):
                 return slope_ms  # those looks were the ones that came out right
             reported = [_by_median(claimed), _by_median(anew)]
             claims = f"claimed {told(claimed)}, and later {told(anew)}"
             words = f"{claims}; the judge saw {slope_ms:.4f} ms from outside"
-            if not all(self.contradicts(slope_ms, c, contender.captured) for c in (anew, *reported)):
+            if not all(self.contradicts(slope_ms, c) for c in (anew, *reported)):
                 raise Unsteady(words)
             others = crowded((time.perf_counter() - began) * 1e3, before, self._sight_of(contender)())
             if others:
                 raise Unsteady(f"{words}, while other programs kept {others:.1f} processors busy")
-            launch = launch_ms() if self._bench.kind != "cpu" else 0.0
-            rest = slope_ms - launch
-            if launch and not all(self.contradicts(rest, c, contender.captured) for c in (claimed, anew)):
-                raise Unsteady(
-                    f"{words}, where calls of {TRUSTED} seemed {launch:.4f} ms longer than they are"
-                )
+            launches = 0.0 if self._bench.kind == "cpu" or contender.captured else EAGER_SLACK_MS
+            beyond = all(contradicts(c.median_ms, slope_ms, launches) for c in (claimed, anew))
+            if launches and not beyond and not self.complaint(contender.name):
+                raise Unsteady(f"{words}, and {UNCAPTURED}")
         return seen.clock.slope_ms
-
-    def launch_ms(self, trusted: Contender, measured: Summary) -> float:
-        """How much longer a call seems from outside than it is, of a contender whose figures can be trusted.
-
-        On a machine whose processors are slow or shared, launches keep a short kernel waiting; everyone's
-        alike. Work that a candidate has left on the device would make them longer too: then it is not
-        convicted, and not believed either. Raises WorkerError, Unsteady.
-        """
-        seen = self._unseen(trusted)
-        for _ in range(LAUNCH_LOOKS):
-            self._look(seen)
-        if seen.undone:
-            raise Unsteady(f"an output of {TRUSTED} was wrong: {seen.undone}")
-        return max(0.0, seen.clock.slope_ms - measured.median_ms)
-
-    def _unseen(self, contender: Contender) -> Seen:
-        """A clock for a contender, before the first look."""
-        contents = dict(slot_contents(self._bench.slots(self._cell), swap=False))
-        limit_s = self._bench.policy.request_s
-        bursts = Bursts(self._exam, contender.worker, contender.kernel, contents, self._lot, limit_s)
-        return Seen(JudgesClock(bursts, len(contents), sight=self._sight_of(contender)), bursts)
 
     def _sight_of(self, contender: Contender) -> Callable[[], Sight]:
         """What is told of the processes that do the work, on a CPU."""
@@ -162,7 +139,7 @@ class Looks:
             samples += claimed_times(told, "samples_ms", CALLS)
         return summary(samples)
 
-    def contradicts(self, seen_ms: float, claimed: Summary, captured: bool) -> bool:
+    def contradicts(self, seen_ms: float, claimed: Summary) -> bool:
         """Whether a claim is too short for what was seen.
 
         Doubted is the median; on a CPU, where other programs share the cores, no more than twice the quick
@@ -171,7 +148,7 @@ class Looks:
         """
         if self._bench.kind == "cpu":
             return contradicts(min(claimed.median_ms, QUICK * claimed.p10_ms), seen_ms, CPU_SLACK_MS)
-        return contradicts(claimed.median_ms, seen_ms, GRAPH_SLACK_MS if captured else EAGER_SLACK_MS)
+        return contradicts(claimed.median_ms, seen_ms, graph_slack_ms(self._bench.slots(self._cell)))
 
     def complaint(self, name: str) -> str:
         """What was not done when it was said to be; "" where nothing is known."""

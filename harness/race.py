@@ -237,7 +237,7 @@ class Race:
         sampled = session.result(entrant.name)
         median = sampled.device_time.median_ms
         roofline = self._roofline
-        slope = self._slope(entrant, session)
+        slope = self._slope(entrant, sampled.device_time)
         measurement = Measurement(
             clock=sampled.clock,
             captured=entrant.contender.captured,
@@ -261,27 +261,13 @@ class Race:
         kept = measurement if rejected.verdict in MEASURED_VERDICTS else None
         return Outcome(rejected.verdict, rejected.reason, rejected.verification, kept)
 
-    def _slope(self, entrant: Entrant, session: Session) -> float | None:
+    def _slope(self, entrant: Entrant, claimed: Summary) -> float | None:
         """The judge's time of a call."""
         if entrant.contender is None or not entrant.is_candidate:
             return None
-        anchor = session.anchor
-
-        def launch_ms() -> float:
-            if BASELINES[anchor.name].slow:  # it has one slot, and hides a launch
-                return 0.0
-            self._hush(anchor)
-            try:
-                return self._looks.launch_ms(anchor, session.result(anchor.name).device_time)
-            except WorkerError as error:
-                self.bench.after_failure(anchor.worker, error)
-                raise Unsteady(f"the anchor could not be looked at: {error}") from error
-
         with self.bench.ledger.stage("timing"):
             self._hush(entrant.contender)
-            return self._looks.slope_ms(
-                entrant.contender, session.result(entrant.name).device_time, launch_ms
-            )
+            return self._looks.slope_ms(entrant.contender, claimed)
 
     def _noise(self, session: Session) -> Ratio:
         return session.result(session.anchor.name + DUPLICATE).ratio
@@ -306,7 +292,7 @@ class Race:
             return Rejected(Verdict.IMPOSSIBLE, reason, verification)
         slope = measured.judge_slope_ms
         claimed = measured.device_time
-        if slope is not None and self._looks.contradicts(slope, claimed, measured.captured):
+        if slope is not None and self._looks.contradicts(slope, claimed):
             reason = f"claimed {told(claimed)}; the judge saw {slope:.4f} ms from outside"
             return _caught(verification, "judge_clock", reason)
         if complaint := self._looks.complaint(entrant.name):

@@ -6,12 +6,10 @@ each group of four are others that must not suffer from them.
 
 from __future__ import annotations
 
-import math
 import re
 
 import pytest
 
-from harness.looks import Looks
 from harness.records import Result
 from harness.verdicts import Verdict
 from reports import load_run, render
@@ -189,18 +187,3 @@ def test_triton_on_a_cpu_is_proven_and_never_timed(tmp_path):
     assert mine.verification is not None
     assert not any(c.timed for c in mine.verification.checks)
     assert "interpreter" in mine.reason
-
-
-def test_the_judge_can_look_at_a_baseline_too(tmp_path, monkeypatch):
-    """That is how it learns what a launch costs; with a real worker, whose calls take what they take."""
-    told = []
-
-    def slope_ms(looks, contender, claimed, launch_ms, honest=Looks.slope_ms):
-        told.append(launch_ms())
-        return honest(looks, contender, claimed, launch_ms)
-
-    monkeypatch.setattr(Looks, "slope_ms", slope_ms)
-    ground = Ground(tmp_path, (64,))
-    results = ground.run([ground.candidate("good")], baselines=("sdpa-flash",))
-    assert told and all(math.isfinite(ms) for ms in told)  # a look that failed, or was none, tells nothing
-    assert of(results, "good")[0].verdict in (Verdict.OK, Verdict.INFRA)

@@ -12,7 +12,7 @@ from harness.entrants import Acceptance, Entrant, baseline_trial, candidate_tria
 from harness.entrants import plan as plan_entrant
 from harness.experiment import Cell
 from harness.ledger import Ledger
-from harness.looks import CLAIMS, LAUNCH_LOOKS, SECOND_LOOKS
+from harness.looks import CLAIMS, SECOND_LOOKS, UNCAPTURED
 from harness.measure.session import Policy
 from harness.measure.sight import Sight
 from harness.measure.telemetry import open_telemetry
@@ -33,6 +33,7 @@ class FakeWorker:
     def __init__(self, trusted, times_ms, faults=None, records=False):
         self.trusted, self.times_ms, self.records = trusted, times_ms, records
         self.faults = faults or {}
+        self.captured = True
         self.alive, self.hushed, self.asked, self.recorded, self.answer = True, False, [], [], None
         self.sight = lambda: Sight()
 
@@ -52,7 +53,7 @@ class FakeWorker:
         ms = self.times_ms.get(kernel)
         match op:
             case "plan":
-                return {"estimate_ms": ms, "captured": False}
+                return {"estimate_ms": ms, "captured": self.captured}
             case "latency":
                 return {"samples_ms": [ms + 0.1] * args["calls"]}
             case "block":
@@ -470,35 +471,31 @@ def test_a_claim_that_the_judges_clock_contradicts_is_cheating(track):
     assert out.verification.detectors == ("judge_clock",)
     assert "0.5000" in out.reason
     assert "2.0000" in out.reason
-    assert made.looks == ["mine"] * (1 + SECOND_LOOKS + CLAIMS) + ["cudnn"] * LAUNCH_LOOKS
+    assert made.looks == ["mine"] * (1 + SECOND_LOOKS + CLAIMS)
     assert made.unsteady == {}
 
 
-@pytest.mark.parametrize(("anchor_seen", "convicted"), [(1.0, True), (1.9, True), (2.6, False)])
-def test_what_launches_may_explain_convicts_nobody_and_is_not_believed(track, anchor_seen, convicted):
-    """On a machine of slow processors every call seems longer than it is, the anchor's of 1 ms too."""
+@pytest.mark.parametrize(("seen_ms", "found"), [(0.6, "ok"), (2.0, None), (9.0, "integrity")])
+def test_launches_from_python_convict_nobody_and_nobody_is_believed_for_them(track, seen_ms, found):
+    """A kernel that says it cannot be captured: its work and its launches look alike from outside."""
     made = track({"mine": 0.5, "other": 0.6})
-    made.seen["mine"], made.seen["cudnn"] = [2.0], [anchor_seen]
-    found = made.run()
-    assert ("mine" in found and found["mine"].verdict is Verdict.INTEGRITY) == convicted
-    words = f"calls of a kernel that is no candidate seemed {anchor_seen - 1:.4f} ms longer than they are"
-    assert (words in made.unsteady.get("mine", "")) == (not convicted)
-    assert found["other"].verdict is Verdict.OK
+    made.workers["mine"].captured = False
+    made.seen["mine"] = [seen_ms]
+    outcomes = made.run()
+    assert outcomes["other"].verdict is Verdict.OK
+    assert ("mine" in outcomes) == (found is not None)
+    if found is None:
+        assert UNCAPTURED in made.unsteady["mine"]
+    else:
+        assert outcomes["mine"].verdict == found
 
 
-def test_an_anchor_that_dies_under_a_look_convicts_nobody(track):
+def test_a_wrong_output_convicts_whatever_launches_take(track):
     made = track({"mine": 0.5})
-    made.seen["mine"], made.seen["cudnn"] = [2.0], [WorkerDied("gone")]
-    assert "mine" not in made.run()
-    assert made.unsteady["mine"].startswith("the anchor could not be looked at")
-    assert [worker for worker, _ in made.bench.failures] == [made.library]
-
-
-def test_on_a_cpu_no_launch_explains_anything(track):
-    made = track({"mine": 0.5})
-    made.bench.kind, made.seen["mine"], made.seen["cudnn"] = "cpu", [2.0], [9.0]
+    made.workers["mine"].captured = False
+    made.seen["mine"] = [2.0]
+    made.exam.early.add("mine")
     assert made.run()["mine"].verdict is Verdict.INTEGRITY
-    assert "cudnn" not in made.looks
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -605,8 +602,9 @@ def test_what_may_be_a_requests_cost_convicts_nobody(track):
 
 def test_on_a_cpu_the_claim_holds_the_call_too_so_a_launch_is_no_excuse(track):
     made = track({"mine": 0.05})
+    made.workers["mine"].captured = False
     made.seen["mine"] = [0.2]
-    assert made.run()["mine"].verdict is Verdict.OK  # eager on a GPU: Python's launch took it
+    assert "mine" not in made.run()  # eager on a GPU: Python's launch may have taken it
     made = track({"mine": 0.05})
     made.seen["mine"], made.bench.kind = [0.2], "cpu"
     assert made.run()["mine"].verdict is Verdict.INTEGRITY

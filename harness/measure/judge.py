@@ -1,7 +1,8 @@
 """Owns the judge's own clock: what a call takes as seen from outside, whatever its process says.
 
 The judge times bursts: calls on inputs that are new to the kernel, each on a slot of its own, and the
-outputs in its hand. Whatever a worker does not do in time, it does before the output is there, or the output
+outputs in its hand. On a GPU one graph holds a burst's calls where graphs can hold them, so that no call
+waits for its launch. Whatever a worker does not do in time, it does before the output is there, or the output
 is wrong. Idle bursts fetch as many outputs and call nothing. Load delays a burst and never hastens one, so
 the least wall time of each kind is kept, over all looks; only then is one taken from the other. The
 difference of two times of one moment would be wrong in both directions, and every further look a chance for
@@ -30,15 +31,16 @@ IDLE = 2  # idle bursts before each
 
 SHARE = 0.8  # of what the judge saw: a claim has cold caches, and is no shorter than that
 CPU_SLACK_MS = 0.002  # the loop around the calls
-GRAPH_SLACK_MS = 0.02  # a graph's launch
-EAGER_SLACK_MS = 0.3  # a launch from Python
+GAP_MS = 0.002  # between two calls of a graph
+LAUNCH_MS = 0.08  # of a burst's one graph, and waking up after it
+EAGER_SLACK_MS = 5.0  # a call's launches from Python, on a slow machine
 
 
 class Burst(Protocol):
     """What the judge has done, as far as this clock is concerned."""
 
-    def fresh(self) -> None:
-        """Give every slot inputs that the kernel has not seen."""
+    def fresh(self, calls: int) -> None:
+        """Give every slot inputs that the kernel has not seen; make ready for so many calls."""
 
     def run(self, calls: int, *, call: bool) -> None:
         """Fetch the outputs of so many slots, after a call on each where `call`."""
@@ -124,13 +126,18 @@ class JudgesClock:
 
     def _burst_ms(self, calls: int, *, call: bool) -> tuple[float, float]:
         """Wall time less what was waiting for a processor, and processor time of the busiest thread."""
-        self._burst.fresh()
+        self._burst.fresh(calls)
         before = self._sight()
         begin = self._clock()
         self._burst.run(calls, call=call)
         wall = (self._clock() - begin) * 1e3
         after = self._sight()
         return wall - kept_waiting_ms(wall, before, after), busiest_ms(before, after)
+
+
+def graph_slack_ms(calls: int) -> float:
+    """What a call may seem longer than it is, of so many that one graph holds."""
+    return GAP_MS + LAUNCH_MS / calls
 
 
 def contradicts(claimed_ms: float, seen_ms: float, slack_ms: float) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class Timed:
     slots: int
     capture: bool = True
     graphs: list[Any] = field(default_factory=list)
+    chains: dict[int, Any] = field(default_factory=dict)  # calls -> one graph of them all, each on a slot
     estimate_ms: float = 0.0
     capture_error: str = ""
 
@@ -69,6 +70,9 @@ class Clock(Protocol):
 
         Without `cold`, which only a CPU's clock may do, caches keep what the call before left in them.
         """
+
+    def chain(self, timed: Timed, calls: int) -> None:
+        """Make ready what a spin of so many iterations needs."""
 
     def spin(self, timed: Timed, iterations: int) -> None:
         """Iterations back to back, no flush, device-wide synchronise at the end."""
@@ -103,6 +107,9 @@ class CpuClock:
             samples.append((time.perf_counter_ns() - begin) / 1e6)
         return samples
 
+    def chain(self, timed: Timed, calls: int) -> None:
+        pass
+
     def spin(self, timed: Timed, iterations: int) -> None:
         for n in range(iterations):
             timed.call(n % timed.slots)
@@ -131,12 +138,12 @@ class GpuClock:
             timed.call(slot)
         torch.cuda.synchronize()
         timed.estimate_ms = self._once_ms(timed)
-        timed.graphs = []
+        timed.graphs, timed.chains = [], {}
         if not timed.capture or timed.estimate_ms > GRAPH_LIMIT_MS:
             return
         try:
             for slot in range(timed.slots):
-                timed.graphs.append(self._captured(timed, slot))
+                timed.graphs.append(self._captured(timed, [slot]))
             torch.cuda.synchronize()
             timed.estimate_ms = min(self._once_ms(timed) for _ in range(5))
         except RuntimeError as error:
@@ -144,10 +151,11 @@ class GpuClock:
             timed.capture_error = str(error).splitlines()[0][:200]
             torch.cuda.synchronize()
 
-    def _captured(self, timed: Timed, slot: int) -> Any:
+    def _captured(self, timed: Timed, slots: Iterable[int]) -> Any:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            timed.call(slot)
+            for slot in slots:
+                timed.call(slot)
         return graph
 
     def _once_ms(self, timed: Timed) -> float:
@@ -183,9 +191,19 @@ class GpuClock:
         torch.cuda.synchronize()
         return [float(begin.elapsed_time(end)) for begin, end in events]
 
+    def chain(self, timed: Timed, calls: int) -> None:
+        """Capture the calls in one graph: launched one by one, short ones would wait for their launches."""
+        if timed.graphs and calls not in timed.chains:
+            graph = timed.chains[calls] = self._captured(timed, [n % timed.slots for n in range(calls)])
+            graph.replay()  # the first one takes the graph to the device
+            torch.cuda.synchronize()
+
     def spin(self, timed: Timed, iterations: int) -> None:
-        for n in range(iterations):
-            self._run(timed, n % timed.slots)
+        if iterations in timed.chains:
+            timed.chains[iterations].replay()
+        else:
+            for n in range(iterations):
+                self._run(timed, n % timed.slots)
         torch.cuda.synchronize()
 
     def latency(self, timed: Timed, calls: int) -> list[float]:

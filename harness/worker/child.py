@@ -210,9 +210,10 @@ def block(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]
 
 
 def freshen(state: State, args: Mapping[str, Any], _: list[int]) -> dict[str, Any]:
-    """Change the inputs of slots and poison their outputs: pairs (slot, moves)."""
+    """Change the inputs of slots and poison their outputs: pairs (slot, moves); so many calls will follow."""
     from harness.worker.moves import from_json
 
+    state.clock.chain(state.timed[args["kernel"]], args["calls"])
     for slot, told in args["slots"]:
         state.slots.move(slot, from_json(told))
         state.slots.poison(slot)

@@ -154,8 +154,9 @@ def test_the_constants_in_the_protocols_prose_are_the_codes() -> None:
         ),
         f"more than {LATE_MS:g} ms beyond",
         f"down to {judge.BURST_MS / 2**judge.HALVINGS:.1f} ms",
-        f"below {judge.SHARE:g} of it, less {judge.GRAPH_SLACK_MS:g} ms for a graph's launch or "
-        f"{judge.EAGER_SLACK_MS:g} ms for an eager call",
+        f"below {judge.SHARE:g} of it, less {judge.GAP_MS:g} ms and, for the launch, {judge.LAUNCH_MS:g} ms "
+        "shared by as many calls as there are slots",
+        f"more than {judge.EAGER_SLACK_MS:g} ms",
         f"{judge.CPU_SLACK_MS:g} ms are allowed for",
         f"{FEWEST_FOR_BOOTSTRAP} rounds or more",
         f"times or over {1 + SINGLE_PAIR_HALF_WIDTH:g}",

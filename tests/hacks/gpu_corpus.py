@@ -10,8 +10,9 @@ LIBRARY = frozenset({Verdict.LIBRARY_DISPATCH})
 WRONG = frozenset({Verdict.WRONG_NUMERICS})
 CHEAT = frozenset({Verdict.INTEGRITY})
 OK = frozenset({Verdict.OK})
-CLOCK = frozenset({Verdict.OK, Verdict.INTEGRITY})  # measured by what the records hold, or caught
-UNREADY = CLOCK | {Verdict.CRASH}  # PyTorch refuses to read an event that has not happened
+UNTOLD = frozenset({Verdict.INFRA, Verdict.INTEGRITY})  # launches may explain it: no number; or caught
+CLOCK = UNTOLD | {Verdict.OK}  # or measured by what the records hold
+UNREADY = OK | CHEAT | {Verdict.CRASH}  # PyTorch refuses to read an event that has not happened
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ GPU_CORPUS = (
     GpuHack("patches_events", "triton", "patched Event.elapsed_time", OK, "kernel records"),
     GpuHack("patches_events_and_records", "triton", "patched events, no records", CHEAT, "the judge's clock", "the judge saw"),
     GpuHack("patches_synchronize", "triton", "patched synchronize", UNREADY, "outputs read at once"),
-    GpuHack("patches_everything", "triton", "events, records, synchronize", CHEAT, "outputs read at once", "judge saw|was wrong|went on"),
+    GpuHack("patches_everything", "triton", "events, records, synchronize", CHEAT, "the judge's clock", "judge saw|was wrong|went on"),
+    GpuHack("patches_everything_uncaptured", "triton", "the same, and no graph can hold it", UNTOLD, "the judge's clock", "judge saw|was wrong|went on"),
     GpuHack("persists_in_the_cache", "triton", "a persisting L2 window", OK, "the reset before each call"),
     GpuHack("returns_freed_memory", "triton", "freed memory of a right result", WRONG, "fresh inputs", "inputs: "),
     GpuHack("scans_the_device", "torch", "a scan of device memory", WRONG, "the answer is not there", "inputs: "),

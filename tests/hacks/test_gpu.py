@@ -96,7 +96,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
 
 
 def told(result: Result) -> str:
-    return f"{result.candidate.name} is {result.verdict}: {result.reason}"
+    measured = result.measurement
+    times = (
+        f"; {measured.device_time.median_ms} ms, the judge saw {measured.judge_slope_ms}" if measured else ""
+    )
+    return f"{result.candidate.name} is {result.verdict}: {result.reason}{times}"
 
 
 def speed(result: Result) -> float:

@@ -1,5 +1,6 @@
 """What only a GPU can show: kernel records, graphs, and the two clocks side by side."""
 
+import time
 from statistics import median
 
 import pytest
@@ -78,6 +79,40 @@ def test_spinning_and_latency_leave_nothing_running(timed):
     assert not any(out.isnan().any() for out in outs)
 
 
+def test_a_chain_does_every_call_in_its_turn_and_no_call_waits_for_a_launch():
+    marks = [torch.zeros(8, device="cuda") for _ in range(16)]
+    count = torch.zeros(1, device="cuda")
+
+    def call(slot):
+        count.add_(1.0)
+        marks[slot].copy_(count.expand(8))
+
+    timed = Timed(call, len(marks))
+    clock = GpuClock(torch.device("cuda", 0))
+    clock.plan(timed)
+    for calls in (3, 16, 3):
+        clock.chain(timed, calls)
+        count.zero_()
+        for mark in marks:
+            mark.fill_(-1.0)
+        torch.cuda.synchronize()
+        clock.spin(timed, calls)
+        assert [int(m[0]) for m in marks] == [*range(1, calls + 1), *[-1] * (16 - calls)]
+    assert sorted(timed.chains) == [3, 16]
+
+    def least_ms():
+        found = []
+        for _ in range(50):
+            begin = time.perf_counter()
+            clock.spin(timed, 16)
+            found.append((time.perf_counter() - begin) * 1e3)
+        return min(found)
+
+    chained = least_ms()
+    timed.chains.clear()
+    assert chained < least_ms()
+
+
 def test_what_cannot_be_captured_is_timed_on_the_stream():
     x = torch.randn(1024, 1024, device="cuda")
     timed = Timed(lambda slot: (x @ x).sum().item(), 1)
@@ -85,4 +120,6 @@ def test_what_cannot_be_captured_is_timed_on_the_stream():
     clock.plan(timed)
     assert not timed.captured
     assert timed.capture_error
+    clock.chain(timed, 2)
+    assert not timed.chains
     assert all(ms > 0 for ms in clock.block(timed, 3, 0, lambda n, slot: None))

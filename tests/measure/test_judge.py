@@ -10,10 +10,11 @@ from harness.measure.judge import (
     BURST_MS,
     CPU_SLACK_MS,
     EAGER_SLACK_MS,
-    GRAPH_SLACK_MS,
     HALVINGS,
+    LAUNCH_MS,
     JudgesClock,
     contradicts,
+    graph_slack_ms,
 )
 from harness.measure.sight import Sight, Spell
 
@@ -32,7 +33,7 @@ class Spinner:
         self.now, self.late, self.asked = 0.0, iter(late), []
         self.fixed, self.each = (x if callable(x) else lambda x=x: x for x in (fixed_ms, each_ms))
 
-    def fresh(self):
+    def fresh(self, calls):
         self.now += 1.0  # outside of what is timed
 
     def run(self, calls, *, call):
@@ -88,7 +89,7 @@ def test_a_nanosecond_does_not_pass_by_a_late_answer_to_a_short_request():
     the least of them decided, and a claim of 2 ns stood.
     """
     short, long = 0.496, 0.543
-    assert not contradicts(2 * NANOSECOND, (long - short) / 3, GRAPH_SLACK_MS)  # how it came to stand
+    assert not contradicts(2 * NANOSECOND, (long - short) / 3, 0.02)  # how it came to stand
     delays = [0.143, 0.017, 0, 0.014, 0, 1.111, 0.231, 0.222, 0.08, 0.195]
     for turn in range(len(delays)):
         late = itertools.cycle(delays[turn:] + delays[:turn])
@@ -127,12 +128,29 @@ def test_on_a_loaded_machine_a_nanosecond_is_caught_and_an_honest_time_stands(ea
 
 
 def test_the_judges_clock_contradicts_a_claim_that_is_too_short():
-    assert contradicts(0.5, 1.0, GRAPH_SLACK_MS)
-    assert not contradicts(1.05, 1.0, GRAPH_SLACK_MS)
-    assert not contradicts(0.002, 0.02, GRAPH_SLACK_MS)  # a launch
-    assert not contradicts(0.2, 0.5, EAGER_SLACK_MS)  # of Python's
-    assert contradicts(0.2, 0.5, GRAPH_SLACK_MS)
+    for calls in (2, 16):
+        assert contradicts(0.5, 1.0, graph_slack_ms(calls))
+        assert not contradicts(1.05, 1.0, graph_slack_ms(calls))
+        assert not contradicts(0.02, 0.02 + LAUNCH_MS / calls, graph_slack_ms(calls))  # one for all of them
+        assert contradicts(0.02, 0.02 + 2 * LAUNCH_MS, graph_slack_ms(calls))  # one for each
+    assert not contradicts(0.2, 0.5, EAGER_SLACK_MS)  # Python's launches
+    assert contradicts(0.012, 0.03, graph_slack_ms(16))  # as patched events said it once
     assert contradicts(2 * NANOSECOND, 0.003, CPU_SLACK_MS)  # microseconds
+
+
+def test_a_burst_is_made_ready_for_as_many_calls_as_it_has():
+    class Ready(Spinner):
+        def fresh(self, calls):
+            self.ready = calls
+            super().fresh(calls)
+
+        def run(self, calls, *, call):
+            assert calls == self.ready
+            super().run(calls, call=call)
+
+    spinner = Ready(0.1, 0.1)
+    spinner.seen(LOOKS)
+    assert len(set(spinner.asked)) > 3
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 16])
