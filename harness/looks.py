@@ -28,14 +28,18 @@ from harness.verify.exam import Exam
 from harness.worker.moves import draw, to_json
 
 SECOND_LOOKS = 24  # of the judge's clock, before it contradicts a claim
-UNCAPTURED = "no CUDA graph holds its calls, so launches from Python cannot be told from work"
+QUIETER = "this machine's speed changed meanwhile; run it on a quieter one"
+UNCAPTURED = (
+    "no CUDA graph holds its calls, so launches from Python cannot be told from work; a call that never "
+    "waits for the device can be captured"
+)
 QUICK = 2.0  # times the 10th percentile
 PROFILED = 5  # calls on a CPU
 CLAIMS, CALLS = 8, 3  # blocks, and calls in each, of a claim that is made anew
 
 
 class Unsteady(Exception):
-    """The machine's speed changed while a kernel was measured: its times are worth nothing."""
+    """What was claimed and what was seen differ, and that convicts nobody: the times are worth nothing."""
 
 
 @dataclass
@@ -114,14 +118,14 @@ class Looks:
             claims = f"claimed {told(claimed)}, and later {told(anew)}"
             words = f"{claims}; the judge saw {slope_ms:.4f} ms from outside"
             if not all(self.contradicts(slope_ms, c) for c in (anew, *reported)):
-                raise Unsteady(words)
+                raise Unsteady(f"{words}: {QUIETER}")
             others = crowded((time.perf_counter() - began) * 1e3, before, self._sight_of(contender)())
             if others:
-                raise Unsteady(f"{words}, while other programs kept {others:.1f} processors busy")
+                raise Unsteady(f"{words}, while other programs kept {others:.1f} processors busy: {QUIETER}")
             launches = 0.0 if self._bench.kind == "cpu" or contender.captured else EAGER_SLACK_MS
             beyond = all(contradicts(c.median_ms, slope_ms, launches) for c in (claimed, anew))
             if launches and not beyond and not self.complaint(contender.name):
-                raise Unsteady(f"{words}, and {UNCAPTURED}")
+                raise Unsteady(f"{words}: {UNCAPTURED}")
         return seen.clock.slope_ms
 
     def _sight_of(self, contender: Contender) -> Callable[[], Sight]:

@@ -33,9 +33,7 @@ from harness.worker.protocol import WorkerError
 
 FRUITLESS_ATTEMPTS = 2  # in a row without a result, before what is left of a cell is given up
 CUT_SHORT = "its session was cut short by others' faults, again and again"
-UNSTEADY = (
-    "this machine's speed changed while it was measured, again and again: {}. Run it on a quieter machine."
-)
+UNSTEADY = "no time of it could be believed, again and again: {}"
 
 
 class Observer(Protocol):
@@ -134,7 +132,7 @@ def _run_cell(
 def _attempt(
     trials: list[Trial], plan: Plan, cell: Cell, bench: Bench, acceptance: Acceptance, record: _Recorder
 ) -> dict[str, str]:
-    """Returns who was measured while the machine's speed changed, and how that showed."""
+    """Returns whose times could not be believed, and why."""
     built = []
     for trial in trials:
         try:

@@ -56,7 +56,7 @@ class Race:
         """Outcomes of the entrants; a contender that fails leaves, and the rest start anew.
 
         One whose worker died with another's fault has no outcome: the caller tries it again. So does one
-        while which was measured the machine's speed changed; `unsteady` says how.
+        whose times could not be believed; `unsteady` says why.
         """
         standing: list[Entrant] = []
         for entrant in self.entrants:

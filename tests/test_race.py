@@ -12,7 +12,7 @@ from harness.entrants import Acceptance, Entrant, baseline_trial, candidate_tria
 from harness.entrants import plan as plan_entrant
 from harness.experiment import Cell
 from harness.ledger import Ledger
-from harness.looks import CLAIMS, SECOND_LOOKS, UNCAPTURED
+from harness.looks import CLAIMS, QUIETER, SECOND_LOOKS, UNCAPTURED
 from harness.measure.session import Policy
 from harness.measure.sight import Sight
 from harness.measure.telemetry import open_telemetry
@@ -522,7 +522,7 @@ def test_a_claim_that_stands_at_the_time_of_the_looks_convicts_nobody_and_is_not
     assert verdicts(made.run()) == dict.fromkeys(("cudnn", "sdpa-flash", "other"), Verdict.OK)
     assert made.unsteady == {
         "mine": "claimed 0.5000 ms a call, a tenth of them under 0.5000, and later 2.1000 ms a call, a tenth of them "
-        "under 2.1000; the judge saw 2.0000 ms from outside"
+        f"under 2.1000; the judge saw 2.0000 ms from outside: {QUIETER}"
     }
 
 
