@@ -23,6 +23,7 @@ from harness.tl.lower.carried import Carried, Searched
 from harness.tl.lower.choices import Row, accumulator_registers, candidates, shared_bytes
 from harness.tl.lower.cute import lower_cute
 from harness.tl.lower.gluon import lower_gluon
+from harness.tl.lower.gluon_reach import length
 from harness.tl.lower.lowered import Lowered
 from harness.tl.lower.triton import lower_triton
 from harness.tuning_compile import Kernels
@@ -133,6 +134,7 @@ def tune(
     searched = backend in SEARCHED and not everything
     source = searchable(program, task, spaces, backend)
     folder = str(source.write(scratch / source.name))
+    lengths = {w.key: looked_up_by(program, w, backend) for w in workloads}
     by_size = sorted(workloads, key=lambda w: w.seq_q * w.batch)
     calls = [(w, choice) for w in by_size for choice in spaces[w.dim, w.dim_v]]
     tuned = Tuned(task.name, torch.cuda.get_device_name(), ())
@@ -144,7 +146,8 @@ def tune(
         clock = Clock(kernels, folder, task, tuned.timings)
         try:
             if searched:
-                best = _searched(clock, workloads, spaces, tuned, default_choices(program, workloads))
+                defaults = default_choices(program, workloads)
+                best = _searched(clock, workloads, spaces, tuned, lengths, defaults)
             else:
                 kernels.ready(calls)
                 tuning_clock.warm()
@@ -154,16 +157,24 @@ def tune(
         except LostDevice as lost:
             tuned.stopped = f"the device was lost: {lost}"
         tuned.kernels, tuned.compile_s = len(kernels), kernels.seconds
-    tuned.rows = _rows(workloads, best, tuned.timings)
+    tuned.rows = _rows(workloads, lengths, best, tuned.timings)
     tuned.wall_s = time.monotonic() - began
     lowered = _COMPILERS[backend](program, task, target, tuned.rows or None, None)
-    return tuned, lowered.with_carried(_told(lowered, tuned, workloads, spaces)) if tuned.rows else lowered
+    if not tuned.rows:
+        return tuned, lowered
+    return tuned, lowered.with_carried(_told(lowered, tuned, workloads, lengths, spaces))
+
+
+def looked_up_by(program: ir.Program, w: Workload, backend: str) -> int:
+    """The length by which a candidate of that back end looks the workload up in its table."""
+    return length(program, w) if backend == "gluon" else max(w.seq_q, w.seq_k)
 
 
 def _told(
     lowered: Lowered,
     tuned: Tuned,
     workloads: Sequence[Workload],
+    lengths: Mapping[str, int],
     spaces: Mapping[tuple[int, int], Sequence[Mapping[str, int]]],
 ) -> Carried:
     """What the candidate says of its table: keys that the search varied, and what each cell took."""
@@ -176,7 +187,7 @@ def _told(
         Searched(
             cell=w.key,
             dim=max(w.dim, w.dim_v),
-            seq=max(w.seq_q, w.seq_k),
+            seq=lengths[w.key],
             size=budget.size,
             timings=budget.evaluations,
             seconds=budget.seconds,
@@ -189,14 +200,17 @@ def _told(
 
 
 def _rows(
-    workloads: Sequence[Workload], best: Mapping[str, Mapping[str, int] | None], timings: Sequence[Timing]
+    workloads: Sequence[Workload],
+    lengths: Mapping[str, int],
+    best: Mapping[str, Mapping[str, int] | None],
+    timings: Sequence[Timing],
 ) -> tuple[Row, ...]:
     """The table: of each length the choice that was decided, or where nothing was, the fastest timed."""
     rows: dict[tuple[int, int, int], Row] = {}
     for w in workloads:
         choice = best[w.key] if w.key in best else _fastest(timings, w)
         if choice is not None:
-            row = Row.of(w.torch_dtype.itemsize, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), choice)
+            row = Row.of(w.torch_dtype.itemsize, max(w.dim, w.dim_v), lengths[w.key], choice)
             rows.setdefault((row.bytes, row.dim, row.seq), row)
     return tuple(rows[k] for k in sorted(rows))
 
@@ -283,6 +297,7 @@ def _searched(
     workloads: Sequence[Workload],
     spaces: Mapping[tuple[int, int], Sequence[dict[str, int]]],
     tuned: Tuned,
+    lengths: Mapping[str, int],
     defaults: Mapping[str, dict[str, int]],
 ) -> dict[str, Mapping[str, int] | None]:
     """The fastest choice of each workload that a search finds; `tuned` gets what each took."""
@@ -291,7 +306,7 @@ def _searched(
         clock.kernels.ready((w, choice) for choice in likely)
         tuning_clock.warm()
 
-    found = search_choices(workloads, spaces, clock.time_ms, clock.together_ms, soon, defaults)
+    found = search_choices(workloads, spaces, clock.time_ms, clock.together_ms, soon, lengths, defaults)
     tuned.searches = {key: Budget(s.size, s.evaluations, round(s.seconds, 2)) for key, s in found.items()}
     return {key: s.best for key, s in found.items()}
 

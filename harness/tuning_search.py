@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from harness.targets import Target
 from harness.tl import ir
 from harness.tl.lower import gluon_choices
+from harness.tl.lower.gluon_reach import length
 from harness.tl.lower.lowered import LowerError
 from harness.tl.schedule import decided
 from harness.tl.search import Cell, Search, search_cells
@@ -42,16 +43,17 @@ def search_choices(
     time_ms: Callable[[Workload, Mapping[str, int]], float | None],
     together_ms: Callable[[Workload, list[dict[str, int]]], Sequence[float | None]],
     soon: Callable[[Workload, list[dict[str, int]]], None],
+    lengths: Mapping[str, int],
     defaults: Mapping[str, dict[str, int]],
 ) -> dict[str, Search]:
     """The search of each workload, by its key. `time_ms` measures one choice; None where it does not run.
 
     `together_ms` measures a few side by side, `soon` is told what is likely to be measured. Every search
-    starts from the compiler's own choice for the workload, of `defaults`.
+    starts from the compiler's own choice for the workload, of `defaults`. What has like `lengths` is nearby.
     """
     by_key = {w.key: w for w in workloads}
     cells = [
-        Cell(w.key, max(w.dim, w.dim_v), max(w.seq_q, w.seq_k), tuple(spaces[w.dim, w.dim_v]))
+        Cell(w.key, max(w.dim, w.dim_v), lengths[w.key], tuple(spaces[w.dim, w.dim_v]))
         for w in workloads
         if spaces[w.dim, w.dim_v]
     ]
@@ -66,5 +68,5 @@ def search_choices(
 
 def default_choices(program: ir.Program, workloads: Iterable[Workload]) -> dict[str, dict[str, int]]:
     """What the compiler takes where nothing was measured, by a workload's key."""
-    asked = {w.key: (max(w.dim, w.dim_v), max(w.seq_q, w.seq_k)) for w in workloads}
+    asked = {w.key: (max(w.dim, w.dim_v), length(program, w)) for w in workloads}
     return {key: gluon_choices.default_choice(program, *sizes) for key, sizes in asked.items()}

@@ -11,6 +11,7 @@ from harness.tl.channels import holds
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.choices import Row
 from harness.tl.lower.facts import leaves_through, may_rescale_rarely
+from harness.tl.lower.gluon_reach import reaches
 from harness.tl.lower.gluon_view import view
 from harness.tl.lower.lowered import LowerError
 from harness.tl.schedule import GRIDS, RESCALES, ROWS, Schedule, decided
@@ -30,6 +31,18 @@ PLACES = ((2, 0), (1, 0), (1, 1))
 # At a head dimension of 128, of loops over so many keys or more.
 LONG_FROM, LONG_COLUMNS = 2048, 64
 LONG = {"consumers": 3, "stages": 4, "pingpong": 0, "q_stages": 1, "reuse": 0}
+# At a head dimension of 64, of loops over fewer keys that slide with the query rows: a window's.
+SHORT_BELOW, SHORT_COLUMNS = 512, 64
+SHORT = {
+    "consumers": 2,
+    "stages": 4,
+    "pingpong": 0,
+    "q_stages": 2,
+    "ahead": 1,
+    "longest_first": 0,
+    "rescale": 0,
+    "reuse": 0,
+}
 _KEYS = tuple(field.name for field in fields(Schedule))
 _BARRIERS = 1 << 10  # room for barriers
 
@@ -151,11 +164,16 @@ def default_table(program: ir.Program) -> tuple[Row, ...]:
     longer = _with(program, LONG_COLUMNS, LONG)
     if all(longer[key] == value for key, value in LONG.items()) and _fits(program, longer, 128):
         table.append(Row.of(2, 128, LONG_FROM, longer))
-    return tuple(table)
+    shorter = _with(program, SHORT_COLUMNS, SHORT)
+    taken = all(shorter[key] == value for key, value in SHORT.items())
+    if reaches(program) and taken and _fits(program, shorter, 64):
+        table = [replace(row, seq=SHORT_BELOW) if row.dim == 64 else row for row in table]
+        table.append(Row.of(2, 64, 0, shorter))
+    return tuple(sorted(table, key=lambda row: (row.dim, row.seq)))
 
 
 def default_choice(program: ir.Program, dim: int, seq: int) -> dict[str, int]:
-    """Of the default table, for a head dimension and the longer of both sequences."""
+    """Of the default table, for a head dimension and what the table is looked up by."""
     table = default_table(program)
     held = min((row.dim for row in table if row.dim >= dim), default=max(DIMS))
     return dict([row for row in table if row.dim == held and row.seq <= seq][-1].choice)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.tl import ir
-from harness.tl.lower.gluon_host_prelude import HOST, ROUNDS
+from harness.tl.lower.gluon_host_prelude import HOST, KEYS, ROUNDS
 from harness.tl.lower.gluon_kernel import Kernel
+from harness.tl.lower.gluon_reach import reaches
 from harness.tl.lower.gluon_rounds import Rounds
 from harness.tl.lower.host import declaration, largest, python_text, sizes
 from harness.tl.lower.python_layout import call, expression, statement
@@ -18,7 +19,7 @@ def host_side(program: ir.Program, task: TaskLike, kernels: Sequence[Kernel]) ->
     """Source of `attention` and what it calls."""
     names = [name for name, _ in program.parameters]
     rounds = [(k, r) for k in kernels for r in k.text.loops]
-    functions = "".join(_rounds(k, r, names, task) for k, r in rounds)
+    functions = _keys(program) + "".join(_rounds(k, r, names, task) for k, r in rounds)
     lines = [line for kernel in kernels for line in _launch(kernel, program, task)]
     return (
         HOST
@@ -51,7 +52,7 @@ def _opening(program: ir.Program, task: TaskLike, kernels: Sequence[Kernel]) -> 
     work = ", ".join(expression(code) for code in _work(program, task, kernels[0]))
     opening = [
         "group = heads // kv_heads",
-        f"choice = _choose({_held(task, kernels)}, {largest(task, 'seq_q', 'seq_k')}, {work})",
+        f"choice = _choose({_held(task, kernels)}, {_length(program, task)}, {work})",
     ]
     if tiles := [name for name, _ in program.parameters]:
         opening.append(f"{', '.join(tiles)} = {', '.join(f'choice.{name}' for name in tiles)}")
@@ -67,6 +68,26 @@ def _work(program: ir.Program, task: TaskLike, kernel: Kernel) -> tuple[str, str
     rows = "seq_q" if "seq_q" in symbols(task) else "0"
     heads = " * ".join(f"({python_text(e)})" for e in extents) or "1"
     return rows, heads, f"_processors({task.tensors[0].name}.device)"
+
+
+def _keys(program: ir.Program) -> str:
+    """The function that counts what the longest loop goes over, where loops slide with the query rows."""
+    found = reaches(program)
+    if not found:
+        return ""
+    lines = "\n".join(f"    {line}" for r in found for line in r.lines("longest"))
+    return KEYS.format(parameters=", ".join(f"{name}: int" for name in _reaching(program)), lines=lines)
+
+
+def _reaching(program: ir.Program) -> list[str]:
+    return sorted(set().union(*(r.symbols for r in reaches(program))))
+
+
+def _length(program: ir.Program, task: TaskLike) -> str:
+    """What the table is looked up by."""
+    longer = largest(task, "seq_q", "seq_k")
+    names = _reaching(program)
+    return f"min({longer}, _keys({', '.join(names)}))" if names else longer
 
 
 def _held(task: TaskLike, kernels: Sequence[Kernel]) -> str:

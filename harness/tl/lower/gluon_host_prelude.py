@@ -69,8 +69,8 @@ def _counter(device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _choose(dim: int, seq: int, rows: int, heads: int, processors: int) -> Choice:
-    """That of the smallest head dimension large enough, and there of the longest sequences not longer; for
-    sequences shorter than all, of the shortest.
+    """That of the smallest head dimension large enough, and there of the longest loops not longer; for loops
+    shorter than all, of the shortest.
 
     But one with tiles of fewer rows where the last processor is done with those a tenth sooner: few tiles
     leave processors idle, the more so the larger they are.
@@ -128,6 +128,16 @@ def _head_group(heads: int, bytes_per_head: int, wanted: int) -> int:
     while heads % (2 * group) == 0 and 2 * group * bytes_per_head <= most:
         group *= 2
     return group
+'''
+
+KEYS = '''
+
+@lru_cache(maxsize=4096)
+def _keys({parameters}) -> int:
+    """That the longest loop goes over, in the smallest tiles."""
+    longest = 0
+{lines}
+    return longest
 '''
 
 ROUNDS = '''

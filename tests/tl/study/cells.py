@@ -11,6 +11,7 @@ from harness.targets import find_target
 from harness.tl import ir
 from harness.tl.lower.facts import grows
 from harness.tl.lower.gluon_choices import complete, default_choice, unfit
+from harness.tl.lower.gluon_reach import length
 from harness.tl.lower.lowered import LowerError
 from harness.tl.schedule import FIELDS, RESCALES, WARPGROUP, Schedule
 from harness.tl.space import lacks
@@ -67,7 +68,7 @@ def chosen(cell: Cell, tuned: Path | None = None) -> dict[str, int]:
     if record is not None and record.exists():
         rows = [r for r in json.loads(record.read_text())["rows"] if r["dim"] == cell.workload.dim]
         return dict(next(r["choice"] for r in rows if r["seq"] == cell.workload.seq_k))
-    return default_choice(cell.program, max(cell.dims), cell.workload.seq_k)
+    return default_choice(cell.program, max(cell.dims), length(cell.program, cell.workload))
 
 
 def variants(cell: Cell, base: Mapping[str, int]) -> tuple[dict[str, dict[str, int]], dict[str, str]]:

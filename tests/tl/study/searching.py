@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.targets import find_target
+from harness.tl.lower.gluon_reach import length
 from harness.tl.search import Search
 from harness.tuning_search import default_choices, hopper_choices, search_choices
 from tasks import Workload
@@ -63,6 +64,7 @@ def _searched(
 
     found = search_choices(
         [c.workload for c in cells], spaces, bench.time_ms, bench.together_ms, soon,
+        {c.workload.key: length(c.program, c.workload) for c in cells},
         default_choices(cells[0].program, [c.workload for c in cells]),
     )  # fmt: skip
     return [(c, found[c.workload.key]) for c in cells]
