@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from harness.records import Result
 from harness.runs import Environment
+from reports import alike
 
 # Libraries that are recorded and change no figure: this one reads clocks and temperatures.
 IDLE_LIBRARIES = frozenset({"nvidia-ml-py"})
@@ -73,7 +74,7 @@ def decisive(a: Environment, b: Environment) -> dict[str, tuple[str, str]]:
     if a.target == b.target == "cpu":
         found["usable cores"] = (str(a.cores), str(b.cores))
     if a.sources or b.sources:
-        found["harness sources"] = (a.sources, b.sources)
+        found["harness sources"] = (alike.version(a.sources), alike.version(b.sources))
     else:  # recorded before the sources were: their version is all there is
         found["attnbench"] = (a.harness, b.harness)
     return found

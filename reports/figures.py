@@ -98,9 +98,10 @@ def compose(cell: Cell, ours: Row, theirs: Row) -> tuple[Estimate, bool] | None:
 
     Either may be a baseline or a candidate. Every measured row is an edge from the contender to
     its anchor; the shortest way between the two is multiplied up. With one common anchor this is
-    ratio_ours / ratio_theirs. Without a way (different anchors that nothing links, or different
-    environments) the quotient of median device times is given and flagged not paired; its
-    interval is the p10-p90 spread of both.
+    ratio_ours / ratio_theirs. Of different environments are linked only a row and its own anchor, which
+    it was timed in turns with. Without a way (different anchors that nothing links, or different
+    environments) the quotient of median device times is given and flagged not paired; its interval is
+    the p10-p90 spread of both.
     """
     if ours.measured is None or theirs.measured is None:
         return None
@@ -118,14 +119,25 @@ def compose(cell: Cell, ours: Row, theirs: Row) -> tuple[Estimate, bool] | None:
 def _common_anchor(start: Row, goal: Row) -> list[Estimate] | None:
     """The way over an anchor that both have, the shortest there can be; None where it differs."""
     first, last = start.measured, goal.measured
-    if first is None or last is None or start.result.environment != goal.result.environment:
+    if first is None or last is None:
         return None
+    if start.result.environment != goal.result.environment:
+        return _own_anchor(start, goal)
     if first.ratio.anchor != last.ratio.anchor:
         return None
     anchor = f"baseline {first.ratio.anchor}"
     there = [] if _node(start) == anchor else [_ratio(first)]
     back = [] if _node(goal) == anchor else [_ratio(last).inverse]
     return there + back
+
+
+def _own_anchor(start: Row, goal: Row) -> list[Estimate] | None:
+    """The way from one to the other where that is the anchor, timed in turns with it in its own session."""
+    for row, anchor, back in ((start, goal, False), (goal, start, True)):
+        if row.measured is not None and _node(anchor) == f"baseline {row.measured.ratio.anchor}":
+            ratio = _ratio(row.measured)
+            return [ratio.inverse if back else ratio]
+    return None
 
 
 def _ratio(m: Measurement) -> Estimate:

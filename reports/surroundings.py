@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports import sections, text
+from reports import alike, sections, text
 from reports.conditions import Clocks, money_spent, noise_floor, stopping, telemetry, time_spent
 from reports.dataset import Dataset
 from reports.generated import Generated
@@ -81,12 +81,14 @@ def warnings(dataset: Dataset) -> list[str]:
             f"This machine was noisy: a second copy of the anchor was {middle} off the first at the median, "
             f"{worst} at worst. What is smaller than that is no difference."
         )
-    spanned = len({r.result.environment for r in dataset.rows})
+    used = {r.result.environment for r in dataset.rows}
+    spanned = len(used)
     if spanned > 1:
         found.append(
-            f"The run spans {spanned} environments that agree in what can change a figure; speedups across "
-            "them are not paired."
+            f"The run spans {spanned} environments that agree in what can change a figure; of speedups "
+            "across them only those over a candidate's own anchor are paired."
         )
+        found += alike.told(e.sources for name, e in dataset.environments.items() if name in used)
     waiting = unfinished(dataset)
     if waiting:
         found.append(

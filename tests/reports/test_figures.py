@@ -127,10 +127,25 @@ def test_without_a_link_device_times_are_divided_and_flagged() -> None:
 def test_ratios_of_different_environments_are_not_paired() -> None:
     cell = cell_of(
         measured("a", "baseline", 400, synthetic.ratio("a", 1.0)),
-        measured("mine", "candidate", 500, synthetic.ratio("a", 1.1), device="another H100"),
+        measured("b", "baseline", 440, synthetic.ratio("a", 1.1)),
+        measured("mine", "candidate", 500, synthetic.ratio("a", 1.2), device="another H100"),
     )
     found = speedup(cell, cell.candidates[0])
     assert found is not None and not found.paired
+    assert found.estimate.median == pytest.approx(500 / 440)
+
+
+def test_a_candidate_is_paired_with_its_own_anchor_wherever_that_was_timed_alone() -> None:
+    """On a machine that is 3 % faster the quotient of device times would say 1.13."""
+    cell = cell_of(
+        measured("a", "baseline", 400, synthetic.ratio("a", 1.0)),
+        measured("mine", "candidate", 452, synthetic.ratio("a", 1.1), device="another H100"),
+    )
+    found = speedup(cell, cell.candidates[0])
+    assert found is not None and found.paired
+    assert found.estimate.median == pytest.approx(1.1)
+    back = compose(cell, cell.baselines[0], cell.candidates[0])
+    assert back is not None and back[1] and back[0].median == pytest.approx(1 / 1.1)
 
 
 def test_a_record_of_another_environment_links_nothing() -> None:
