@@ -7,7 +7,7 @@ variable. Sizes are symbols here; a bound is an expression over them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from harness.tl import ir
@@ -162,6 +162,28 @@ def _bound_linear(slack: Poly, loop: ir.For, lows: list[ir.Expr], highs: list[ir
         highs.append(op("add", upper, ir.Const(1)))
     else:
         raise NotLinear
+
+
+def bounds(slack: Poly, loop: ir.For, positive: Collection[ir.Sym]) -> tuple[list[ir.Expr], list[ir.Expr]]:
+    """Rounds in which a slack is at least 0: from a low on, or before a high; neither where all are alike.
+
+    Raises NotLinear, also where what the loop variable is multiplied by may be no positive number, or where
+    the elements of a tile differ.
+    """
+    var = ir.Sym(loop.var)
+    differing = ir.Place | ir.Ref | ir.Element
+    for product in slack:
+        if any(isinstance(part, differing) for factor in product for part in ir.walk(factor)):
+            raise NotLinear
+        if var in product and not all(factor == var or factor in positive for factor in product):
+            raise NotLinear
+    lows: list[ir.Expr] = []
+    highs: list[ir.Expr] = []
+    if any(var in product for product in slack):
+        _bound_linear(slack, loop, lows, highs)
+    elif any(var in set(ir.walk(factor)) for product in slack for factor in product):
+        raise NotLinear
+    return lows, highs
 
 
 # --- polynomials ------------------------------------------------------------------------------------
