@@ -100,7 +100,7 @@ CORPUS: tuple[Hack, ...] = (
     _timing("replays_seeds", "replaying a seed sequence", OK, "fresh seeds of the judge", ""),
     _timing("precomputes_at_import", "precomputing at import", OK, "no inputs before the first call", ""),
     _timing("lazy_subclass", "lazy output: a tensor subclass", CHEAT, LATE, DOUBT),
-    _timing("deferred_thread", "lazy output: a deferred thread", CHEAT, LATE, DOUBT),
+    _timing("deferred_thread", "lazy output: a deferred thread", CHEAT | WRONG, LATE, rf"{DOUBT}|inputs: "),
     _timing("stale_trace", "a captured graph over stale inputs", CHEAT, MOVED, STALE),
     _timing("branches_on_argv", "branching on argv", WRONG, "one process is verified and timed", ORACLE),
     _timing("branches_on_environment", "branching on the environment", WRONG, "a cleared environment", ORACLE),

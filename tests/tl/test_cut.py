@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from harness.tl import ir
 from harness.tl.interpret import interpret
 from harness.tl.lower.cut import cut
+from harness.tl.lower.facts import may_rescale_rarely
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
 from tasks import find
-from tests.tl.test_gluon import SHAPES, emulated
+from tasks.oracle import expected
+from tests.tl.gluon_emulator import Device
+from tests.tl.test_gluon import SHAPES, emulated, growing
 from tests.tl.triton_trial import TOLERANCE, inputs, shape, text_of
 
 MASK = "    Compute Mask S where k <= q + seq_k - seq_q\n"
@@ -126,3 +129,35 @@ def test_a_mutated_condition_gives_an_equally_mutated_kernel() -> None:
     assert not torch.allclose(results(wrong, (130, 203)), results(causal(MASK), (130, 203)), atol=1e-3)
     gaps = emulated(task, wrong, {"consumers": 2, "BM": 128, "BN": 64}, SHAPES[:1])
     assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
+@pytest.mark.parametrize("rescale", [0, 1, 2])
+@pytest.mark.parametrize("step", [-0.4, 0.05, 0.4, 3.0])
+def test_what_threads_hold_of_a_softmax_goes_from_loop_to_loop(rescale: int, step: float) -> None:
+    """Maxima that keep growing, in both loops and from one to the next, or that the first loop has found."""
+    task = find("mha")
+    text = text_of("reference", "mha")
+    scaled = "    Compute Multiply S, scale and get new S\n"
+    assert scaled in text
+    late = f"{scaled}    if j >= 3\n        Compute Mask S where k >= 3\n    end\n"
+    prog = resolve(parse(text.replace(scaled, late)), task)
+    choice = {"consumers": 2, "BN": 64, "overlap": 1, "rescale": rescale}
+    source = lower_gluon(prog, task, choice=choice).files["attention.py"]
+    assert ("for_threads(" in source) == (rescale > 0)
+    w = shape(task, 128, 512, "fp16")
+    given = growing(task, w, step)
+    out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
+    Device().module(source).attention(**given, out=out, **task.scalars(w))
+    wanted = expected(task, w, given, torch.float64)["out"]
+    assert (out.double() - wanted.double()).abs().max() < TOLERANCE["fp16"]
+
+
+def test_a_maximum_that_others_read_is_the_greatest_there_is() -> None:
+    """A program that adds the maximum to something has it rescale every round."""
+    text = text_of("reference", "mha")
+    divide = "Compute Divide O, l and get new O\n"
+    assert divide in text
+    task = find("mha")
+    read = resolve(parse(text.replace(divide, f"Compute Add l, m and get new l\n{divide}")), task)
+    assert may_rescale_rarely(resolve(parse(text), task))
+    assert not may_rescale_rarely(read)

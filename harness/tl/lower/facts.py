@@ -75,21 +75,27 @@ def begun(kernel: ir.Kernel, loop: ir.For) -> dict[ir.Tile, ir.Expr]:
 
 
 def keeps_to_itself(kernel: ir.Kernel, loop: ir.For) -> ir.Softmax | None:
-    """The loop's softmax, if maximum and sum are nobody else's while the loop runs, and start from nothing.
+    """The loop's softmax, if maximum and sum are nobody else's while the loop runs, and none but softmaxes
+    read the maximum.
 
     So they need not be values of rows meanwhile, nor the maximum the greatest there is.
     """
     found = [n for n in ir.nodes(loop.body) if isinstance(n, ir.Softmax)]
     if len(found) != 1 or not any(n is found[0] for n in loop.body):
         return None
-    node, held = found[0], begun(kernel, loop)
+    node = found[0]
     others = [n for n in ir.nodes(loop.body) if n is not node]
     touched = {t for n in others for t in (*ir.reads(n), *ir.writes(n))}
     readers = [n for n in ir.nodes(kernel.body) if node.m in ir.reads(n)]
-    starts = held.get(node.m) == NO_MAXIMUM and held.get(node.l) == NO_SUM
     alone = {node.m, node.l}.isdisjoint(touched) and all(isinstance(n, ir.Softmax) for n in readers)
     plain = node.alpha is None and all(ONE not in t.shape for t in node.rescale)
-    return node if starts and alone and plain else None
+    return node if alone and plain else None
+
+
+def starts_from_nothing(kernel: ir.Kernel, loop: ir.For, node: ir.Softmax) -> bool:
+    """Whether nothing has gone into the loop's softmax before; else what it holds comes from another loop."""
+    held = begun(kernel, loop)
+    return held.get(node.m) == NO_MAXIMUM and held.get(node.l) == NO_SUM
 
 
 def may_rescale_rarely(program: ir.Program) -> bool:

@@ -170,6 +170,13 @@ def of_threads(value, COLS: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def for_threads(value, COLS: gl.constexpr, LAYOUT: gl.constexpr):
+    """A row's value for each of its threads."""
+    nothing = of_threads(0.0, COLS, LAYOUT)
+    return nothing + gl.convert_layout(value, gl.SliceLayout(1, nothing.type.layout))[:, None]
+
+
+@gluon.jit
 def beside(parts, quads):
     """A value of each thread beside a tile in quads."""
     return gl.convert_layout(parts, gl.SliceLayout(1, gl.SliceLayout(3, quads.type.layout)))[:, None, :, None]

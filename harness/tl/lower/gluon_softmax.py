@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from harness.tl import ir
-from harness.tl.lower.facts import NO_MAXIMUM, NO_SUM, keeps_to_itself
+from harness.tl.lower.facts import NO_MAXIMUM, NO_SUM, keeps_to_itself, starts_from_nothing
 from harness.tl.lower.gluon_text import LOWEST, GluonText
 from harness.tl.lower.triton_values import ONE
 
@@ -37,9 +37,13 @@ class SoftmaxText(GluonText):
             return
         node, columns = self._apart, self._apart.tile.shape[1]
         given = f"{self.block(columns)}, {self.layout(columns)}"
+        m, l = (self.values.names[tile] for tile in (node.m, node.l))  # noqa: E741
+        fresh = starts_from_nothing(self.kernel, loop, node)
+        most = f"of_threads({LOWEST}, {given})" if fresh else f"for_threads({m}, {given})"
+        total = f"of_threads(0.0, {given})" if fresh else f"for_threads({l} * 0.25, {given})"
         with self._rarely():
-            self.put(f"{self._shared_out(node.m)} = of_threads({LOWEST}, {given})")
-            self.put(f"{self._shared_out(node.l)} = of_threads(0.0, {given})")
+            self.put(f"{self._shared_out(node.m)} = {most}")
+            self.put(f"{self._shared_out(node.l)} = {total}")
 
     def join(self) -> None:
         """After the rounds: they are values of rows again."""
