@@ -23,8 +23,8 @@ ALIKE = (
     Alike(
         ("b9db7e833f8f", "459c4846b429", "71cd6a3799d8", "d4b2ba7cc104"),
         "between them the judge's bursts came to be one CUDA graph each, with less slack; how kernels are "
-        "checked and sampled is the same, and no recorded time contradicts what the judge saw by the "
-        "stricter rule",
+        "checked and sampled is the same, and in published runs that span them no clock convicted anybody, "
+        "and no time contradicts what the judge saw by the stricter rule",
     ),
 )
 

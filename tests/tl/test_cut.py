@@ -112,12 +112,8 @@ def test_a_mask_behind_a_branch_is_overlapped_like_one_in_a_loop_of_its_own(cond
     """Both forms came from a model; without the cut no product ran ahead, 10 to 17 % slower on an H100."""
     task, prog = find("mha_causal"), causal(behind(condition))
     source = lower_gluon(prog, task).files["attention.py"]
-    own = causal("")
-    (loop,) = loops(own)
-    lone = lower_gluon(own, task).files["attention.py"]
-    ahead = "OVERLAP"
-    assert source.count(ahead) > lone.count(ahead)
-    assert loop.var == "j"
+    lone = lower_gluon(causal(""), task).files["attention.py"]
+    assert source.count("if OVERLAP:") == 2 * lone.count("if OVERLAP:") > 0
     gaps = emulated(task, prog, {"consumers": 2, "BN": 64}, SHAPES)
     assert max(gaps) < TOLERANCE["fp16"], gaps
 
