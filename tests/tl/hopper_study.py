@@ -3,6 +3,8 @@
     python -m tests.tl.hopper_study ablation --out DIR     each feature of the schedule off in turn
     python -m tests.tl.hopper_study search --out DIR       the search, and all choices, by one clock
     python -m tests.tl.hopper_study probe --out DIR        where the time goes: machine code, rounds, ncu
+    python -m tests.tl.hopper_study maxima --out DIR       each way to rescale where every round's maximum grows
+    python -m tests.tl.hopper_study anew --run RUN --out DIR   the programs of a run, compiled by today's compiler
     python -m tests.tl.hopper_study tables DIR             what is in there as Markdown; needs no GPU
 
 A cell is task:length:head dimension, such as mha_causal:2k:128, of the paper's grid. A part goes on where its
@@ -18,15 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.tl.study.ablation import ablation
+from tests.tl.study.anew import anew
 from tests.tl.study.cells import ABLATION, GRID, SEARCHED, cell, chosen
 from tests.tl.study.device import Device, Gpu
+from tests.tl.study.maxima import CELLS, maxima
 from tests.tl.study.probe import probe
 from tests.tl.study.record import Deadline, Record
 from tests.tl.study.searching import searching
 from tests.tl.study.tables import tables
 from tests.tl.study.weakest import weakest
 
-PARTS = ("ablation", "search", "probe", "once")
+PARTS = ("ablation", "search", "probe", "maxima", "anew", "once")
 
 
 def main(words: Sequence[str] | None = None, device: Device | None = None) -> None:
@@ -38,7 +42,7 @@ def main(words: Sequence[str] | None = None, device: Device | None = None) -> No
         )
         return
     device = device or Gpu()
-    names = _names(given)
+    names = _names(given) if given.part != "anew" else []
     if given.part == "once":
         _once(device, names[0], given)
         return
@@ -50,6 +54,10 @@ def main(words: Sequence[str] | None = None, device: Device | None = None) -> No
         ablation(device, record, names, deadline, given.dtype, given.tuned, extra, not given.chosen_alone)
     elif given.part == "search":
         searching(device, record, names, deadline, given.dtype)
+    elif given.part == "maxima":
+        maxima(device, record, names, deadline, given.dtype)
+    elif given.part == "anew":
+        anew(device, record, given.run, deadline)
     else:
         probe(device, record, names, deadline, given.dtype, given.tuned)
 
@@ -65,7 +73,7 @@ def _names(given: argparse.Namespace) -> list[str]:
         if given.results is None:
             raise SystemExit("probe: say which cells: --cells, or --results with results.jsonl of a run")
         return weakest(given.results, dtype=given.dtype)
-    return list({"ablation": ABLATION, "search": SEARCHED}.get(given.part, ()))
+    return list({"ablation": ABLATION, "search": SEARCHED, "maxima": CELLS}.get(given.part, ()))
 
 
 def _once(device: Device, name: str, given: argparse.Namespace) -> None:
@@ -84,12 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     parts = parser.add_subparsers(dest="part", required=True)
     for name in PARTS:
         part = parts.add_parser(name)
-        part.add_argument("--cells", default="", help="separated by commas, or `all`")
-        part.add_argument("--dtype", default="fp16", choices=["fp16", "bf16"])
+        if name == "anew":
+            part.add_argument("--run", type=Path, required=True, metavar="DIR", help="with models' programs")
+        else:
+            part.add_argument("--cells", default="", help="separated by commas, or `all`")
+            part.add_argument("--dtype", default="fp16", choices=["fp16", "bf16"])
         if name != "once":
             part.add_argument("--out", type=Path, required=True, metavar="DIR")
             part.add_argument("--minutes", type=float, default=9.0, help="no cell begins after that")
-        if name != "search":
+        if name not in ("search", "maxima", "anew"):
             part.add_argument("--tuned", type=Path, metavar="DIR", help="folders of `attnbench tl tune`")
         if name == "ablation":
             part.add_argument(

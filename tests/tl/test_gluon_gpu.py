@@ -21,8 +21,9 @@ from harness.tl.corpus_index import corpus
 from harness.tl.interpret import interpret
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.gluon_choices import LIMIT, complete, shared_bytes
-from tasks import Task, Workload
-from tests.tl.test_gluon import BETWEEN, growing
+from tasks import Task, Workload, find
+from tests.tl.test_cut import CONDITIONS, behind, causal, late
+from tests.tl.test_gluon import ALL, BETWEEN, growing
 from tests.tl.triton_trial import TOLERANCE, inputs, program, program_of, shape
 
 pytestmark = [
@@ -164,7 +165,50 @@ def test_strides_are_free(folder: Path) -> None:
     assert gap(run(attention, task, w, odd), wanted) < TOLERANCE["fp16"]
 
 
+@pytest.mark.parametrize("choice", [None, *BETWEEN[-4:]], ids=str)
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_loop_cut_where_a_branch_turns_agrees_with_the_interpreter(
+    condition: str, choice: dict[str, int] | None, folder: Path
+) -> None:
+    task, prog = find("mha_causal"), causal(behind(condition))
+    assert "for_threads(" in lower_gluon(prog, task).files["attention.py"]  # a softmax goes from loop to loop
+    attention = built(prog, task, choice, folder)
+    for dim, seqs in itertools.product((64, 128), (*SHAPES, (1024, 1024))):
+        w = shape(task, *seqs, "fp16", batch=2).with_(dim=dim, dim_v=dim)
+        given = on_gpu(task, w)
+        out = run(attention, task, w, given)
+        assert gap(out, expected(prog, task, w, given)) < TOLERANCE["fp16"], (dim, seqs)
+        assert all(torch.equal(run(attention, task, w, given), out) for _ in range(10)), (dim, seqs)
+
+
+@pytest.mark.parametrize("rescale", [0, 1, 2])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_maxima_may_grow_from_loop_to_loop(dim: int, rescale: int, folder: Path) -> None:
+    task, prog = find("mha"), late()
+    choice = {"consumers": 2, "BN": 64, "overlap": 1, "rescale": rescale}
+    attention = built(prog, task, choice, folder)
+    for step in (-0.4, 0.003, 0.05, 0.4, 3.0):
+        w = shape(task, 300, 700, "fp16").with_(dim=dim, dim_v=dim)
+        given = {n: t.cuda() for n, t in growing(task, w, step).items()}
+        found = gap(run(attention, task, w, given), expected(prog, task, w, given))
+        assert found < TOLERANCE["fp16"], (step, found)
+
+
 # --- tickets ----------------------------------------------------------------------------------------
+
+KINDS = pytest.mark.parametrize("kind", ["default", "reuse", "cut", "all ways"])
+
+
+def kernel(kind: str, folder: Path) -> tuple[Task, Any]:
+    """Causal attention by default; its result through the query rows' place; of loops cut at a branch; with all ways."""
+    task, prog = program("reference", "mha_causal")
+    if kind == "cut":
+        prog = causal(behind(CONDITIONS[0]))
+    choice = {
+        "reuse": {"consumers": 2, "BN": 64, "overlap": 1, "reuse": 1},
+        "all ways": {**ALL, "consumers": 2, "BN": 64, "overlap": 1, "reuse": 1, "rescale": 2},
+    }.get(kind)
+    return task, built(prog, task, choice, folder)
 
 
 def test_results_are_the_same_bit_for_bit(folder: Path) -> None:
@@ -177,9 +221,9 @@ def test_results_are_the_same_bit_for_bit(folder: Path) -> None:
         assert all(torch.equal(run(attention, task, w, given), first) for _ in range(20))
 
 
-def test_shapes_may_change_from_call_to_call(folder: Path) -> None:
-    task, prog = program("reference", "mha_causal")
-    attention = built(prog, task, None, folder)
+@KINDS
+def test_shapes_may_change_from_call_to_call(kind: str, folder: Path) -> None:
+    task, attention = kernel(kind, folder)
     work = [
         shape(task, n, n, "fp16", heads=h, batch=b)
         for n, h, b in ((64, 1, 1), (700, 8, 2), (129, 4, 3), (2048, 16, 1))
@@ -191,9 +235,9 @@ def test_shapes_may_change_from_call_to_call(folder: Path) -> None:
             assert torch.equal(run(attention, task, w, g), wanted)
 
 
-def test_two_streams_do_not_disturb_each_other(folder: Path) -> None:
-    task, prog = program("reference", "mha_causal")
-    attention = built(prog, task, None, folder)
+@KINDS
+def test_two_streams_do_not_disturb_each_other(kind: str, folder: Path) -> None:
+    task, attention = kernel(kind, folder)
     works = [shape(task, n, n, "fp16", heads=16, batch=2) for n in (1024, 1536)]
     given = [on_gpu(task, w, seed) for seed, w in enumerate(works)]
     wanted = [run(attention, task, w, g) for w, g in zip(works, given, strict=True)]
@@ -207,9 +251,9 @@ def test_two_streams_do_not_disturb_each_other(folder: Path) -> None:
     assert all(torch.equal(out, wanted[n]) for n in (0, 1) for out in found[n])
 
 
-def test_a_graph_can_be_captured_and_replayed_beside_other_work(folder: Path) -> None:
-    task, prog = program("reference", "mha_causal")
-    attention = built(prog, task, None, folder)
+@KINDS
+def test_a_graph_can_be_captured_and_replayed_beside_other_work(kind: str, folder: Path) -> None:
+    task, attention = kernel(kind, folder)
     w = shape(task, 1024, 1024, "fp16", heads=16, batch=2)
     given = on_gpu(task, w)
     wanted = run(attention, task, w, given)
@@ -230,11 +274,11 @@ def test_a_graph_can_be_captured_and_replayed_beside_other_work(folder: Path) ->
         assert torch.equal(out, wanted) and torch.equal(beside, wanted)
 
 
+@KINDS
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_devices_do_not_disturb_each_other(folder: Path) -> None:
+def test_two_devices_do_not_disturb_each_other(kind: str, folder: Path) -> None:
     """Whichever is the current one, with launches in flight on both, and other shapes on each."""
-    task, prog = program("reference", "mha_causal")
-    attention = built(prog, task, None, folder)
+    task, attention = kernel(kind, folder)
     works = [shape(task, n, n, "fp16", heads=16, batch=2) for n in (1024, 1536)]
     given = [{n: t.to(f"cuda:{d}") for n, t in on_gpu(task, w, d).items()} for d, w in enumerate(works)]
     alone = [

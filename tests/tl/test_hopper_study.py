@@ -21,10 +21,11 @@ from baselines import CannotRun
 from harness import tuning_clock, tuning_compile
 from harness.tl import ir
 from harness.tl.lower.gluon_choices import complete, unfit
-from tasks import Task, Workload
+from tasks import Task, Workload, find
 from tests.tl.gluon_emulator import Device
 from tests.tl.hopper_study import main
 from tests.tl.study import device as device_module
+from tests.tl.study import maxima
 from tests.tl.study import probe as probing
 from tests.tl.study.cells import (
     ABLATION,
@@ -34,6 +35,7 @@ from tests.tl.study.cells import (
     SEARCHED,
     cell,
     chosen,
+    growing,
     settings,
     variants,
 )  # fmt: skip
@@ -44,7 +46,7 @@ from tests.tl.study.probe import mean_rounds, metrics
 from tests.tl.study.record import Deadline, Mismatch
 from tests.tl.study.tables import tables
 from tests.tl.study.weakest import ratios, weakest
-from tests.tl.triton_trial import inputs, program, shape
+from tests.tl.triton_trial import inputs, program, shape, text_of
 
 
 class Killed(BaseException):
@@ -68,6 +70,9 @@ class Played:
     def bench(self, task: Task, program: ir.Program, spaces: Spaces) -> Self:
         self.known = {json.dumps(dict(c), sort_keys=True) for space in spaces.values() for c in space}
         return self
+
+    def folders(self, task: Task, work: Sequence[Workload], folders: Mapping[str, Path]) -> PlayedFolders:
+        return PlayedFolders(self, folders)
 
     def run(self, words: Sequence[str], limit_s: float) -> tuple[int, str]:
         if self.tool is None:
@@ -100,7 +105,7 @@ class Played:
         return [self.time_ms(w, choice) for choice in choices]
 
     def samples_ms(
-        self, w: Workload, contenders: Mapping[str, Choice | str], rounds: int
+        self, w: Workload, contenders: Mapping[str, Choice | str], rounds: int, step: float = 0.0
     ) -> dict[str, list[float]]:
         self.left -= 1
         if self.left < 0:
@@ -108,7 +113,33 @@ class Played:
         drawn = random.Random(1)
         drift = [drawn.uniform(0.9, 1.1) for _ in range(rounds)]
         own = {n: 1.2 if isinstance(c, str) else self.cost(w, c) for n, c in contenders.items()}
+        if step:  # where maxima grow, rare rescaling is dear
+            own = {n: cost * (1 + step * int(n)) for n, cost in own.items()}
         return {n: [cost * d for d in drift] for n, cost in own.items() if n != "flash-attn-4"}
+
+
+class PlayedFolders:
+    """What was compiled anew is a fifth faster, but one program of which a word says that it is wrong."""
+
+    def __init__(self, played: Played, folders: Mapping[str, Path]) -> None:
+        self.played, self.folders = played, folders
+        for folder in folders.values():
+            assert "attention" in (folder / "attention.py").read_text()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def samples_ms(
+        self, w: Workload, humans: Sequence[str], rounds: int
+    ) -> tuple[dict[str, list[float]], dict[str, str]]:
+        self.played.left -= 1
+        if self.played.left < 0:
+            raise Killed
+        problems = {n: self.played.wrongs[n] for n in self.folders if n in self.played.wrongs}
+        times = {n: 0.8 if n.endswith("anew") else 1.0 for n in self.folders if n not in problems}
+        return {n: [t] * rounds for n, t in {**times, "cudnn": 1.1, "flash-attn-4": 0.9}.items()}, problems
 
 
 # --- which choices -----------------------------------------------------------------------------------------
@@ -400,6 +431,96 @@ def test_the_inner_loop_with_products_is_found_in_machine_code() -> None:
     assert (found.start, found.end) == (0x20, 0x41)
     assert found.opcodes == {"HGMMA": 1, "MUFU": 16, "FMUL": 4, "BRA": 1}
     assert loops(LISTING) == []  # a wait: a branch in four instructions
+
+
+# --- growing maxima -----------------------------------------------------------------------------------------
+
+
+def test_growing_maxima_are_timed_by_each_way_and_gone_on_with(tmp_path: Path) -> None:
+    played = Played()
+    played.left = 2
+    words = ["maxima", "--out", str(tmp_path), "--cells", "mha:2k:128,mha_causal:512:64"]
+    with pytest.raises(Killed):
+        main(words, played)
+    played.left, played.wrongs = 10**9, {}
+    main(words, played)
+    entries = json.loads((tmp_path / "maxima.json").read_text())["cells"]
+    assert list(entries) == ["mha:2k:128 fp16", "mha_causal:512:64 fp16"] and played.left == 10**9 - 2
+    for entry in entries.values():
+        assert {n: c["rescale"] for n, c in entry["choices"].items()} == {"0": 0, "1": 1, "2": 2}
+        step = maxima.GROWTH / entry["choices"]["0"]["BN"]
+        own, grown = entry["samples_ms"][maxima.OWN], entry["samples_ms"][maxima.GROWING]
+        assert ratio(own["0"], own["2"]) == 1 and ratio(grown["0"], grown["2"]) == pytest.approx(
+            1 / (1 + 2 * step), rel=1e-3
+        )
+    text = tables([json.loads((tmp_path / "maxima.json").read_text())])
+    step = maxima.GROWTH / entries["mha:2k:128 fp16"]["choices"]["0"]["BN"]
+    shown = [f"{1 / (1 + n * step):.3f} (0)" for n in (1, 2)]
+    assert f"| mha:2k:128 fp16 | 1.000 (0) | 1.000 (0) | {shown[0]} | {shown[1]} |" in text.splitlines()
+
+
+def test_who_is_wrong_is_not_timed_and_said(tmp_path: Path) -> None:
+    played = Played()
+    c = cell("mha:2k:128")
+    played.wrongs = {str(chosen(c)["stages"]): "wrong by 3"}
+    main(["maxima", "--out", str(tmp_path), "--cells", c.name], played)
+    record = json.loads((tmp_path / "maxima.json").read_text())
+    assert record["cells"]["mha:2k:128 fp16"]["samples_ms"] == {maxima.OWN: {}, maxima.GROWING: {}}
+    assert "- mha:2k:128 fp16, rescale = 2: wrong by 3" in tables([record]).splitlines()
+
+
+@pytest.mark.parametrize("name", maxima.CELLS)
+def test_every_tile_of_keys_has_a_maximum_that_counts(name: str) -> None:
+    """More than 5.5 above that of the tile before, in nearly every row; and the other columns are as they were."""
+    c = cell(name)
+    columns = chosen(c)["BN"]
+    w = c.workload.with_(batch=1, heads=1, kv_heads=1, seq_q=64)
+    given = inputs(c.task, w)
+    grown = growing(c.task, w, given, maxima.GROWTH / columns)
+    assert all(torch.equal(given[n][..., 1:], grown[n][..., 1:]) for n in ("q", "k"))
+    scores = c.task.scalars(w)["scale"] * torch.einsum(
+        "bqhd,bkhd->qk", grown["q"].float(), grown["k"].float()
+    )
+    most = scores.view(64, -1, columns).amax(-1)
+    assert (most.diff(dim=1) > 5.5).float().mean() > 0.95
+
+
+# --- a run's programs, compiled anew ------------------------------------------------------------------------
+
+
+def models_run(folder: Path) -> Path:
+    """Two programs of one task, two workloads, one of which no set has."""
+    for name in ("tl-compiled-x-0", "tl-compiled-x-1"):
+        where = folder / "artifacts" / name
+        where.mkdir(parents=True)
+        (where / "program.tl").write_text(text_of("reference", "mha_causal"))
+        (where / "candidate.toml").write_text(f'name = "{name}"\ntask = "mha_causal"\nbackend = "gluon"\n')
+        (where / "attention.py").write_text("def attention(): ...")
+    (folder / "artifacts" / "vanilla").mkdir()
+    known = [w.key for w in find("mha_causal").workload_set("models")]
+    keys = [known[0], known[1], "b1-h1-n1-d1-fp16"]
+    lines = [{"task": "mha_causal", "workload": {"key": k}} for k in keys]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line_) + "\n" for line_ in lines))
+    return folder
+
+
+def test_programs_are_compiled_anew_and_timed_beside_what_they_were(tmp_path: Path) -> None:
+    run, played = models_run(tmp_path / "run"), Played()
+    words = ["anew", "--run", str(run), "--out", str(tmp_path / "out")]
+    played.left = 1
+    with pytest.raises(Killed):
+        main(words, played)
+    played.left, played.wrongs = 1, {"tl-compiled-x-1 anew": "off by 3"}
+    main(words, played)
+    record = json.loads((tmp_path / "out" / "anew.json").read_text())
+    (first, whole), (second, cut) = record["cells"].items()
+    assert len(whole["samples_ms"]) == 6 and len(cut["samples_ms"]) == 5
+    lines = tables([record]).splitlines()
+    both = f"{first.split()[1]} 1.250 (0), {second.split()[1]} 1.250 (0)"
+    assert f"| mha_causal tl-compiled-x-0 | 2 | 0.900, least 0.900 | 1.125, least 1.125 | {both} |" in lines
+    one = f"{first.split()[1]} 1.250 (0)"
+    assert f"| mha_causal tl-compiled-x-1 | 1 | 0.900, least 0.900 | 1.125, least 1.125 | {one} |" in lines
+    assert f"- {second}, tl-compiled-x-1 anew: off by 3" in lines
 
 
 # --- the weakest, and the tables ----------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from harness.targets import find_target
 from harness.tl import ir
 from harness.tl.lower.facts import grows
@@ -137,3 +139,17 @@ def settings(text: str, base: Mapping[str, int]) -> dict[str, int]:
 def widened(w: Workload, columns: int, rounds: Sequence[int], causal: bool) -> dict[int, Workload]:
     """By number: the workload with that many rounds of `columns` keys a tile, or of a causal one as many more."""
     return {n: replace(w, seq_k=n * columns + (w.seq_q if causal else 0)) for n in rounds}
+
+
+def growing(
+    task: Task, w: Workload, given: Mapping[str, torch.Tensor], step: float
+) -> dict[str, torch.Tensor]:
+    """The same inputs, but each key's score is greater by `step` than the last one's: one column of both says so.
+
+    The other columns stay as random as they were, so that the products take as much power as before.
+    """
+    q, k = given["q"].clone(), given["k"].clone()
+    ramp = step / task.scalars(w)["scale"] * torch.arange(w.seq_k, device=k.device)
+    q[..., 0] = 1.0
+    k[..., 0] = (ramp - ramp[-1]).view(1, -1, 1).to(k.dtype)
+    return {**given, "q": q, "k": k}

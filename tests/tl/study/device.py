@@ -15,12 +15,14 @@ import torch
 
 from baselines import BASELINES
 from harness import tuning_clock
+from harness.build.loader import entry_point
 from harness.crew import Crew
 from harness.targets import find_target
 from harness.tl import ir
 from harness.tuning import Clock, searchable
-from harness.tuning_compile import Kernels
-from tasks import Task, Workload
+from harness.tuning_compile import Kernels, lighter
+from tasks import Task, Workload, find
+from tests.tl.study.cells import growing
 
 Choice = Mapping[str, int]
 Spaces = Mapping[tuple[int, int], Sequence[Choice]]
@@ -46,9 +48,24 @@ class Bench(Protocol):
         """Longer ones, taking turns, as a search's."""
 
     def samples_ms(
-        self, w: Workload, contenders: Mapping[str, Choice | str], rounds: int
+        self, w: Workload, contenders: Mapping[str, Choice | str], rounds: int, step: float = 0.0
     ) -> dict[str, list[float]]:
-        """Every replay of each, taking turns; a name stands for a baseline. Who cannot run is left out."""
+        """Every replay of each, taking turns; a name stands for a baseline. Who cannot run is left out.
+
+        With `step`, each key's score is greater by that than the last one's.
+        """
+
+
+class Folders(Protocol):
+    """Candidates in folders of their own, with the choices of their tables, on one device."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *told: object) -> None: ...
+
+    def samples_ms(
+        self, w: Workload, humans: Sequence[str], rounds: int
+    ) -> tuple[dict[str, list[float]], dict[str, str]]:
+        """Every replay of each, taking turns, and what is wrong with the others."""
 
 
 class Device(Protocol):
@@ -56,6 +73,9 @@ class Device(Protocol):
         """What it is, and the software there."""
 
     def bench(self, task: Task, program: ir.Program, spaces: Spaces) -> Bench: ...
+
+    def folders(self, task: Task, work: Sequence[Workload], folders: Mapping[str, Path]) -> Folders:
+        """Kernels are compiled ahead for all of the work."""
 
     def run(self, words: Sequence[str], limit_s: float) -> tuple[int, str]:
         """A tool's exit code and what it prints; FileNotFoundError where it is missing."""
@@ -78,6 +98,9 @@ class Gpu:
 
     def bench(self, task: Task, program: ir.Program, spaces: Spaces) -> Bench:
         return GpuBench(task, program, spaces)
+
+    def folders(self, task: Task, work: Sequence[Workload], folders: Mapping[str, Path]) -> Folders:
+        return GpuFolders(task, work, folders)
 
     def run(self, words: Sequence[str], limit_s: float) -> tuple[int, str]:
         done = subprocess.run(list(words), capture_output=True, text=True, timeout=limit_s, check=False)
@@ -114,27 +137,84 @@ class GpuBench:
             return known
         try:
             tensors = self._clock.tensors_of(w)
-            return tuning_clock.wrong(self._call(w, choice), self._task, w, tensors)
+            return tuning_clock.wrong(self._call(w, choice, tensors), self._task, w, tensors)
         except Exception as problem:  # a line of the record
             return tuning_clock.failure(problem)
 
     def samples_ms(
-        self, w: Workload, contenders: Mapping[str, Choice | str], rounds: int
+        self, w: Workload, contenders: Mapping[str, Choice | str], rounds: int, step: float = 0.0
     ) -> dict[str, list[float]]:
+        tensors = self._clock.tensors_of(w)
+        if step:
+            tensors = growing(self._task, w, tensors, step)
         graphs = {}
         for name, what in contenders.items():
             try:
-                graphs[name] = tuning_clock.captured(self._call(w, what))
+                graphs[name] = tuning_clock.captured(self._call(w, what, tensors))
             except Exception as problem:  # such as a library that is not there
                 print(f"  {name}: {tuning_clock.failure(problem)}", file=sys.stderr)
         once = tuning_clock.samples_ms(graphs, 2)
         return tuning_clock.samples_ms(graphs, rounds, max(min(times) for times in once.values()))
 
-    def _call(self, w: Workload, what: Choice | str) -> Callable[[], Any]:
-        tensors = self._clock.tensors_of(w)
+    def _call(self, w: Workload, what: Choice | str, tensors: dict[str, torch.Tensor]) -> Callable[[], Any]:
         if not isinstance(what, str):
             return tuning_clock.call_of(self._folder, self._task, w, tensors, what)
-        baseline = BASELINES[what]
-        if reason := baseline.library().missing or baseline.unsupported(self._task, w, find_target("h100")):
-            raise RuntimeError(reason)
-        return baseline.plan(self._task, w, tensors)
+        return _human(what, self._task, w, tensors)
+
+
+class GpuFolders:
+    def __init__(self, task: Task, work: Sequence[Workload], folders: Mapping[str, Path]) -> None:
+        self._task, self._work, self._folders = task, work, folders
+
+    def __enter__(self) -> Self:
+        """What is wrong shows when it is timed."""
+        jobs = [(str(f), lighter(w), self._task.name) for f in self._folders.values() for w in self._work]
+        with Crew(ran) as crew:
+            crew.answers(jobs)
+        tuning_clock.warm()
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def samples_ms(
+        self, w: Workload, humans: Sequence[str], rounds: int
+    ) -> tuple[dict[str, list[float]], dict[str, str]]:
+        tensors = tuning_clock.tensors_of(self._task, w)
+        graphs, problems = {}, {}
+        for name in (*self._folders, *humans):
+            try:
+                if name in self._folders:
+                    call = _call_of(self._folders[name], self._task, w, tensors)
+                    if why := tuning_clock.wrong(call, self._task, w, tensors):
+                        problems[name] = why
+                        continue
+                else:
+                    call = _human(name, self._task, w, tensors)
+                graphs[name] = tuning_clock.captured(call)
+            except Exception as problem:  # a line of the record
+                problems[name] = tuning_clock.failure(problem)
+        once = tuning_clock.samples_ms(graphs, 2)
+        return tuning_clock.samples_ms(graphs, rounds, max(min(t) for t in once.values())), problems
+
+
+def ran(job: tuple[str, Workload, str]) -> str:
+    """Compile and run once; what went wrong, or nothing."""
+    folder, w, name = job
+    try:
+        task = find(name)
+        tensors = tuning_clock.tensors_of(task, w)
+        return tuning_clock.wrong(_call_of(Path(folder), task, w, tensors), task, w, tensors)
+    except Exception as problem:
+        return tuning_clock.failure(problem)
+
+
+def _call_of(folder: Path, task: Task, w: Workload, tensors: dict[str, torch.Tensor]) -> Callable[[], Any]:
+    attention, scalars = entry_point(folder, "attention.py"), task.scalars(w)
+    return lambda: attention(**tensors, **scalars)
+
+
+def _human(name: str, task: Task, w: Workload, tensors: dict[str, torch.Tensor]) -> Callable[[], Any]:
+    baseline = BASELINES[name]
+    if reason := baseline.library().missing or baseline.unsupported(task, w, find_target("h100")):
+        raise RuntimeError(reason)
+    return baseline.plan(task, w, tensors)

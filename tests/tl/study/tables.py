@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import geometric_mean
 from typing import Any
 
+from tests.tl.study.anew import ANEW, RECORDED, best
 from tests.tl.study.cells import AGAIN, BASE, HUMANS
 from tests.tl.study.figures import middle, ratio, spread
+from tests.tl.study.maxima import GROWING, OWN
 from tests.tl.study.searching import FOUND, gap
 
 Entry = Mapping[str, Any]
@@ -15,7 +18,13 @@ Entry = Mapping[str, Any]
 
 def tables(records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: each record under what it was measured on and when."""
-    made = {"ablation": ablation_table, "search": search_table, "probe": probe_table}
+    made = {
+        "ablation": ablation_table,
+        "search": search_table,
+        "probe": probe_table,
+        "maxima": maxima_table,
+        "anew": anew_table,
+    }
     parts = []
     for record in records:
         about = ", ".join(f"{name} {value}" for name, value in record["about"].items() if name != "device")
@@ -87,6 +96,52 @@ def search_table(cells: Mapping[str, Entry]) -> str:
     most = f"at most {100 * max(shares):.1f} %" if shares else "nothing"
     end = f"{within} of {len(gaps)} within 2 % of the exhaustive best; {most} of a cell's choices timed."
     return "\n".join([*_table(head, rows), "", end])
+
+
+def maxima_table(cells: Mapping[str, Entry]) -> str:
+    """A row a cell: how much faster each rare rescaling is than one every round, on both inputs."""
+    ways = list(dict.fromkeys(n for entry in cells.values() for n in entry["choices"] if n != "0"))
+    head = ["cell", *(f"rescale = {n}, {inputs} inputs" for inputs in (OWN, GROWING) for n in ways)]
+    rows, problems = [], []
+    for name, entry in cells.items():
+        samples = entry["samples_ms"]
+        rows.append([name, *(_over_each_round(samples[i], n) for i in (OWN, GROWING) for n in ways)])
+        problems += [f"- {name}, rescale = {n}: {why}" for n, why in entry["problems"].items()]
+    return "\n".join([*_table(head, rows), *(["", "Not run:", "", *problems] if problems else [])])
+
+
+def _over_each_round(samples: Mapping[str, Sequence[float]], way: str) -> str:
+    if way not in samples or "0" not in samples:
+        return "-"
+    return f"{ratio(samples['0'], samples[way]):.3f} ({1e3 * spread(samples['0'], samples[way]):.0f})"
+
+
+def anew_table(cells: Mapping[str, Entry]) -> str:
+    """A row a program: geometric means over its cells, and the least, over the best human; one a cell below."""
+    over: dict[str, dict[str, list[float]]] = {}
+    gains: dict[str, list[str]] = {}
+    problems = []
+    for cell, entry in cells.items():
+        samples = entry["samples_ms"]
+        problems += [f"- {cell}, {name}: {why}" for name, why in entry["problems"].items()]
+        for name in entry["programs"]:
+            label, pair = f"{cell.split()[0]} {name}", [f"{name} {how}" for how in (RECORDED, ANEW)]
+            if not (human := best(samples)) or not all(n in samples for n in pair):
+                continue
+            for how, n in zip((RECORDED, ANEW), pair, strict=True):
+                over.setdefault(label, {}).setdefault(how, []).append(ratio(samples[human], samples[n]))
+            gains.setdefault(label, []).append(f"{cell.split()[1]} {_cell(entry, pair[1], pair[0])}")
+    rows = [
+        [
+            label,
+            str(len(by[ANEW])),
+            *(f"{geometric_mean(by[how]):.3f}, least {min(by[how]):.3f}" for how in (RECORDED, ANEW)),
+            ", ".join(gains[label]),
+        ]
+        for label, by in over.items()
+    ]
+    head = ["program", "cells", f"{RECORDED}, over the best human", ANEW, f"{ANEW} over {RECORDED}"]
+    return "\n".join([*_table(head, rows), *(["", "Not timed:", "", *problems] if problems else [])])
 
 
 def probe_table(cells: Mapping[str, Entry]) -> str:
