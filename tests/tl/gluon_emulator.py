@@ -8,6 +8,7 @@ and time mean nothing.
 
 from __future__ import annotations
 
+import atexit
 import math
 import threading
 import time
@@ -154,7 +155,7 @@ class Device:
         cdiv = lambda a, b: -(-a // b)  # noqa: E731
         power = lambda n: 1 << (n - 1).bit_length()  # noqa: E731
         space: dict[str, Any] = {
-            "__name__": "emulated", "math": math, "lru_cache": lru_cache, "NamedTuple": NamedTuple, "torch": torch,
+            "__name__": "emulated", "atexit": atexit, "math": math, "lru_cache": lru_cache, "NamedTuple": NamedTuple, "torch": torch,
             "Tensor": Tensor, "plain": plain, "triton": SimpleNamespace(cdiv=cdiv, next_power_of_2=power),
             "gluon": SimpleNamespace(jit=self._jit), "gl": self._language(), "mbarrier": self._mbarrier(),
             "tma": SimpleNamespace(store_wait=self._store_wait), "fence_async_shared": lambda: None,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import itertools
 import json
 import math
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -702,3 +704,14 @@ def _shuffles_of_a_round(instructions: list[str]) -> int:
         since += op.startswith("SHFL")
         powers += op == "MUFU.EX2"
     return max(counts)
+
+
+def test_counters_stay_when_their_module_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that was captured before may be replayed later."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    task, prog = program("reference", "mha_causal")
+    module = Device().module(lower_gluon(prog, task).files["attention.py"])
+    slots = weakref.ref(module._Counters(torch.device("cpu")).slots)
+    del module
+    gc.collect()
+    assert slots() is not None

@@ -6,8 +6,10 @@ streams, in a CUDA graph, with shapes that change from call to call, and bit for
 
 from __future__ import annotations
 
+import gc
 import itertools
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,29 @@ def test_a_graph_can_be_captured_and_replayed_beside_other_work(kind: str, folde
         beside = run(attention, task, w, given)
         torch.cuda.synchronize()
         assert torch.equal(out, wanted) and torch.equal(beside, wanted)
+
+
+def test_a_graph_may_be_replayed_when_its_module_is_gone(folder: Path) -> None:
+    """Its counter must not be memory that somebody else has by then: all that is free is filled here."""
+    task, attention = kernel("default", folder)
+    w = shape(task, 1024, 1024, "fp16", heads=16, batch=2)
+    given = on_gpu(task, w)
+    wanted = run(attention, task, w, given)
+    out, graph = torch.empty_like(wanted), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        attention(**given, out=out, **task.scalars(w))
+    slots = weakref.ref(attention.__globals__["COUNTERS"][out.device].slots)
+    kernels = [v for n, v in attention.__globals__.items() if n.endswith("_kernel")]  # Triton unloads them
+    del attention
+    gc.collect()
+    assert slots() is not None and kernels
+    filled = [torch.full((1 << 18,), 7, dtype=torch.int32, device="cuda") for _ in range(64)]
+    for _ in range(5):
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, wanted)
+    assert all(bool((block == 7).all()) for block in filled)
 
 
 @KINDS

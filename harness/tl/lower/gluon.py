@@ -29,6 +29,7 @@ HEAD = '''"""{title}, compiled for Hopper from the LLM-TL program `{name}`.
 {about}
 """
 
+import atexit
 import math
 from functools import lru_cache
 from typing import NamedTuple

@@ -26,12 +26,14 @@ class _Counters:
     their own. A launch that is captured gets one that no other launch ever has: its graph may be replayed on
     any stream, and replays of one graph run one after the other. A shape changes the number of tickets only,
     and a launch always draws as many as it has tiles. Where no counter is left, a launch fills a new one with
-    zero, a captured one as part of its graph.
+    zero, a captured one as part of its graph. None is ever freed: a graph may be replayed when this module is
+    gone, and would count in what somebody else has by then.
     """
 
     def __init__(self, device: torch.device) -> None:
         # 16 bytes each: Triton compiles again for a pointer that is aligned less, which no capture survives.
         self.slots = torch.zeros(SLOTS, 4, dtype=torch.int32, device=device)
+        atexit.register(id, self.slots)  # which holds them until then
         torch.cuda.synchronize(device)  # other streams use it too
         self.streams: dict[int, Tensor] = {}
         self.taken = 0

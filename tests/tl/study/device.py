@@ -181,6 +181,7 @@ class GpuFolders:
     ) -> tuple[dict[str, list[float]], dict[str, str]]:
         tensors = tuning_clock.tensors_of(self._task, w)
         graphs, problems = {}, {}
+        calls = []  # a graph uses what a candidate's module holds
         for name in (*self._folders, *humans):
             try:
                 if name in self._folders:
@@ -190,6 +191,7 @@ class GpuFolders:
                         continue
                 else:
                     call = _human(name, self._task, w, tensors)
+                calls.append(call)
                 graphs[name] = tuning_clock.captured(call)
             except Exception as problem:  # a line of the record
                 problems[name] = tuning_clock.failure(problem)
