@@ -12,6 +12,7 @@ from harness.tl import ir
 from harness.tl.evaluate import op
 from harness.tl.lower.copies import without_copies
 from harness.tl.lower.cut import cut
+from harness.tl.lower.join import join
 from harness.tl.lower.lowered import LowerError
 from harness.tl.lower.order import forwards
 from harness.tl.lower.rewrite import renamed, rewritten
@@ -37,7 +38,7 @@ class View:
 def view(kernel: ir.Kernel) -> View:
     """The two kernels; raises LowerError where rows cannot be shared out among warpgroups."""
     kernel = without_copies(kernel)
-    kernel = cut(replace(kernel, body=tuple(_counted(n) for n in kernel.body)))
+    kernel = join(cut(replace(kernel, body=tuple(_counted(n) for n in kernel.body))))
     axis, rows = _row_axis(kernel)
     kernel = forwards(kernel)
     grouped = _grouped(kernel, axis, rows)

@@ -50,7 +50,7 @@ def peel(loop: ir.For) -> Peeled | None:
             elif (axis := axis_of(node)) is not None:
                 size = _columns(node)
                 last = op("add", axis.base, size)
-                _bound_linear(_sub(poly(ir.Sym(axis.role)), poly(last)), loop, lows, highs)
+                _bound_linear(sub(poly(ir.Sym(axis.role)), poly(last)), loop, lows, highs)
     except NotLinear:
         return None
     return Peeled(tuple(dict.fromkeys(lows)), tuple(dict.fromkeys(highs)))
@@ -114,8 +114,8 @@ def slack_of(atom: ir.Expr) -> Poly:
     """What is at least 0 where the comparison holds, on integers."""
     assert isinstance(atom, ir.Op)
     left, right = (poly(arg) for arg in atom.args)
-    slack = _sub(right, left) if atom.fn in ("lt", "le") else _sub(left, right)
-    return _sub(slack, {(): 1}) if atom.fn in ("lt", "gt") else slack
+    slack = sub(right, left) if atom.fn in ("lt", "le") else sub(left, right)
+    return sub(slack, {(): 1}) if atom.fn in ("lt", "gt") else slack
 
 
 def _bound(
@@ -127,20 +127,25 @@ def _bound(
     worst: bool = True,
 ) -> None:
     """Where the comparison holds for the whole tile, by its worst corner; or for any of it, by its best."""
-    slack = slack_of(atom)
-    for place in [s for s in _symbols(slack) if isinstance(s, ir.Place)]:
+    _bound_linear(corner(slack_of(atom), shape, worst), loop, lows, highs)
+
+
+def corner(slack: Poly, shape: tuple[ir.Expr, ir.Expr], worst: bool = True) -> Poly:
+    """The least that a slack is in a tile, or the most; raises NotLinear where its positions do not tell."""
+    for place in [s for s in symbols(slack) if isinstance(s, ir.Place)]:
+        slack = dict(slack)
         coefficient = slack.pop((place,), 0)
         if any(place in product for product in slack):
             raise NotLinear
-        corner = poly(place.base)
+        at = poly(place.base)
         if (coefficient < 0) is worst:  # that corner is where the position is largest
-            corner = _sub(_sum(corner, poly(shape[place.axis])), {(): 1})
-        slack = _sum(slack, _times(corner, {(): coefficient}))
-    _bound_linear(slack, loop, lows, highs)
+            at = sub(add(at, poly(shape[place.axis])), {(): 1})
+        slack = add(slack, times(at, {(): coefficient}))
+    return slack
 
 
-def _bound_linear(slack: Poly, loop: ir.For, lows: list[ir.Expr], highs: list[ir.Expr]) -> None:
-    var = ir.Sym(loop.var)
+def by_round(slack: Poly, var: ir.Sym) -> tuple[Poly, Poly]:
+    """What a slack grows by in each round of the loop over `var`, and the rest; raises NotLinear."""
     growth: Poly = {}
     rest: Poly = {}
     for product, coefficient in slack.items():
@@ -152,13 +157,18 @@ def _bound_linear(slack: Poly, loop: ir.For, lows: list[ir.Expr], highs: list[ir
             growth[tuple(left)] = coefficient
         else:
             rest[product] = coefficient
+    return growth, rest
+
+
+def _bound_linear(slack: Poly, loop: ir.For, lows: list[ir.Expr], highs: list[ir.Expr]) -> None:
+    growth, rest = by_round(slack, ir.Sym(loop.var))
     if not growth:
         start, stop = loop.start, loop.stop
         highs.append(ir.Op("where", (ir.Op("ge", (expression(rest), ir.Const(0))), stop, start)))
     elif all(c > 0 for c in growth.values()):
-        lows.append(op("ceildiv", expression(_times(rest, {(): -1})), expression(growth)))
+        lows.append(op("ceildiv", expression(times(rest, {(): -1})), expression(growth)))
     elif all(c < 0 for c in growth.values()):
-        upper = op("floordiv", expression(rest), expression(_times(growth, {(): -1})))
+        upper = op("floordiv", expression(rest), expression(times(growth, {(): -1})))
         highs.append(op("add", upper, ir.Const(1)))
     else:
         raise NotLinear
@@ -199,30 +209,30 @@ def poly(expr: ir.Expr) -> Poly:
         case ir.Op(fn="add", args=args):
             out: Poly = {}
             for arg in args:
-                out = _sum(out, poly(arg))
+                out = add(out, poly(arg))
             return out
         case ir.Op(fn="sub", args=(a, b)):
-            return _sub(poly(a), poly(b))
+            return sub(poly(a), poly(b))
         case ir.Op(fn="neg", args=(a,)):
-            return _times(poly(a), {(): -1})
+            return times(poly(a), {(): -1})
         case ir.Op(fn="mul", args=args):
             out = {(): 1}
             for arg in args:
-                out = _times(out, poly(arg))
+                out = times(out, poly(arg))
             return out
         case ir.Sym() | ir.Place() | ir.Op(fn="floordiv" | "ceildiv" | "min" | "max" | "mod"):
             return {(expr,): 1}
     raise NotLinear
 
 
-def _sum(a: Mapping[tuple[ir.Expr, ...], int], b: Mapping[tuple[ir.Expr, ...], int]) -> Poly:
+def add(a: Mapping[tuple[ir.Expr, ...], int], b: Mapping[tuple[ir.Expr, ...], int]) -> Poly:
     out = dict(a)
     for product, coefficient in b.items():
         out[product] = out.get(product, 0) + coefficient
     return {p: c for p, c in out.items() if c}
 
 
-def _times(a: Poly, b: Poly) -> Poly:
+def times(a: Poly, b: Poly) -> Poly:
     out: Poly = {}
     for p, c in a.items():
         for p2, c2 in b.items():
@@ -231,11 +241,11 @@ def _times(a: Poly, b: Poly) -> Poly:
     return {p: c for p, c in out.items() if c}
 
 
-def _sub(a: Poly, b: Poly) -> Poly:
-    return _sum(a, _times(b, {(): -1}))
+def sub(a: Poly, b: Poly) -> Poly:
+    return add(a, times(b, {(): -1}))
 
 
-def _symbols(p: Poly) -> Iterable[ir.Expr]:
+def symbols(p: Poly) -> Iterable[ir.Expr]:
     return dict.fromkeys(s for product in p for s in product)
 
 
