@@ -145,6 +145,8 @@ SHOWN = {
         "python -m tests.tl.hopper_study search --out study",
         "python -m tests.tl.hopper_study ablation --tuned tuned --out study",
         "python -m tests.tl.hopper_study probe --tuned tuned --results runs/hopper/results.jsonl --out study",
+        "python -m tests.tl.hopper_study maxima --out study",
+        "python -m tests.tl.hopper_study anew --run reports/published/h100-2026-11-27-gluon-generation --out study",
         "attnbench tl tune --task gqa_causal --backend gluon --out tuned",
         "attnbench tl tune --task mqa_causal --backend gluon --out tuned",
         "attnbench tl tune --task mla_prefill --backend gluon --out tuned",

@@ -11,6 +11,9 @@ from statistics import geometric_mean
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "hopper.md"
 RUN = ROOT / "reports" / "published" / "h100-2026-11-26-hopper"
+MODELS = ROOT / "reports" / "published" / "h100-2026-11-27-hopper-models"
+TASKS = ("gqa_causal", "mqa_causal", "mla_prefill", "sliding_window", "softcap", "cross")
+OF_MODELS = re.compile(r"(<!-- model figures: begin -->\n)(.*?)(<!-- model figures: end -->)", re.DOTALL)
 FIGURES = re.compile(r"(<!-- hopper figures: begin -->\n)(.*?)(<!-- hopper figures: end -->)", re.DOTALL)
 PARTS = (
     ("all 24", {}),
@@ -42,6 +45,27 @@ def table() -> str:
             f"| {words} | {' | '.join(f'{of(cells(dtype=d, **asked)):.3f}' for d in ('fp16', 'bf16'))} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def of_models() -> str:
+    with (MODELS / "report" / "report.csv").open(encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["kind"] == "candidate" and r["speedup_vs_best_baseline"]]
+    lines = ["| task | cells | mean | least | most |", "|---|--:|--:|--:|--:|"]
+    for task in TASKS:
+        over = [float(r["speedup_vs_best_baseline"]) for r in rows if r["task"] == task]
+        figures = " | ".join(f"{x:.3f}" for x in (geometric_mean(over), min(over), max(over)))
+        lines.append(f"| `{task}` | {len(over)} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_says_what_the_run_on_models_shapes_says() -> None:
+    said = PAGE.read_text(encoding="utf-8")
+    made = OF_MODELS.sub(lambda m: m[1] + of_models() + m[3], said)
+    if os.environ.get("UPDATE_GOLDEN"):
+        PAGE.write_text(made, encoding="utf-8")
+    assert OF_MODELS.search(made) and PAGE.read_text(encoding="utf-8") == made
+    ahead = re.findall(r"\| \d\.\d{3} \| (\d\.\d{3}) \| \d\.\d{3} \|", of_models())
+    assert len(ahead) == len(TASKS) and all(float(x) > 1 for x in ahead) and "Ahead in all 27 cells" in said
 
 
 def test_the_page_says_what_the_run_says() -> None:
