@@ -15,16 +15,20 @@ from harness.tl import ir
 from harness.tl.interpret import interpret
 from harness.tl.lower.cut import cut
 from harness.tl.lower.gluon import lower_gluon
+from harness.tl.lower.gluon_aot import compile_for_hopper
 from harness.tl.lower.join import join
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
 from tasks import find
+from tests.tl.study.machine_code import disassembled
+from tests.tl.study.machine_code import loops as loops_of_code
 from tests.tl.test_cut import CONDITIONS, FULL, MASK, TILES, behind, causal, loops
 from tests.tl.test_gluon import SHAPES, emulated
 from tests.tl.triton_trial import TOLERANCE, inputs, shape, text_of
 
 X = "i * BM + seq_k - seq_q"
 ALL = "min(ceil(seq_k / BN), ceil(((i + 1) * BM + seq_k - seq_q) / BN))"
+WORK = re.compile("F|HGMMA|MUFU|SHFL|VOTE|SYNCS|BAR|WARP")
 HEAD = re.compile(r"for j = .* : .*\n")
 # Where models have the mask begin, and all end.
 WRITTEN = (
@@ -118,6 +122,23 @@ def test_the_kernel_of_two_loops_is_that_of_one_but_for_where_it_stops() -> None
     assert stops and all(re.match(r"j_(stop|start, j_stop) = ", line) for line in stops), changed
     gaps = emulated(task, apart, {"consumers": 2, "BN": 64}, SHAPES)
     assert max(gaps) < TOLERANCE["fp16"], gaps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [64, 128])
+def test_its_loops_have_the_same_machine_code(dim: int) -> None:
+    """Products, exponentials, what threads tell each other; whole numbers tell where the loop ends."""
+    task, apart = find("mha_causal"), split("mha_causal", ["0", FULL, ALL], ["", MASK])
+    w = shape(task, 4096, 4096, "fp16", heads=16).with_(dim=dim, dim_v=dim)
+    found = []
+    for prog in (apart, causal(MASK)):
+        (kernel,) = compile_for_hopper(lower_gluon(prog, task), task, w)
+        listing = disassembled(kernel.cubin)
+        if listing is None:
+            pytest.skip("no disassembler")
+        found.append([{n: c for n, c in x.opcodes.items() if WORK.match(n)} for x in loops_of_code(listing)])
+        assert kernel.spill_bytes == 0
+    assert found[0] == found[1] and all(code["HGMMA"] for code in found[0]) and found[0]
 
 
 # --- what is not -----------------------------------------------------------------------------------

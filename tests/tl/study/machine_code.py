@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
+
+from harness.tl.lower.gluon_aot import tool
 
 _ADDRESS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
@@ -53,3 +57,15 @@ def loops(listing: str) -> list[Loop]:
 def _waits(loop: Loop) -> bool:
     """Whether it is none: waits spin behind all other code, and their branches back span whatever is between."""
     return loop.opcodes["BRA"] * 20 > loop.opcodes.total()
+
+
+def disassembled(cubin: bytes) -> str | None:
+    """The listing of a kernel's machine code; None without a disassembler."""
+    disassembler = tool("nvdisasm")
+    if disassembler is None:
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True)
+    return done.stdout

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.tl.lower.gluon import lower_gluon
-from harness.tl.lower.gluon_aot import compile_for_hopper, tool
+from harness.tl.lower.gluon_aot import compile_for_hopper
 from tasks import Workload
 from tests.tl.study.cells import Cell, cell, chosen, widened
 from tests.tl.study.device import Device
 from tests.tl.study.figures import line, middle
-from tests.tl.study.machine_code import loops
+from tests.tl.study.machine_code import disassembled, loops
 from tests.tl.study.record import Deadline, Entry, Record
 
 EXTRA_ROUNDS = (1, 2, 4, 8, 16)
@@ -72,17 +70,13 @@ def _machine_code(c: Cell, choice: Mapping[str, int]) -> Entry:
     found: Entry = {
         "registers": kernel.registers, "spill_bytes": kernel.spill_bytes, "shared_bytes": kernel.shared_bytes,
     }  # fmt: skip
-    disassembler = tool("nvdisasm")
-    if disassembler is None:
+    listing = disassembled(kernel.cubin)
+    if listing is None:
         return found | {"loops": [], "missing": "nvdisasm"}
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.cubin)
-        file.flush()
-        done = subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True)
     return found | {
         "loops": [
             {"instructions": x.opcodes.total(), "opcodes": dict(x.opcodes.most_common(SHOWN))}
-            for x in loops(done.stdout)
+            for x in loops(listing)
         ]
     }
 
