@@ -60,6 +60,11 @@ SAMPLES_NOTE = (
     "each sample under Speedup against each baseline."
 )
 
+UNTRIED_NOTE = (
+    "A task has a row of a candidate only where the candidate was tried; its row `overall` counts all cells "
+    "that it was not tried in."
+)
+
 
 def headline_section(dataset: Dataset) -> Section:
     found = headlines(dataset)
@@ -73,7 +78,7 @@ def headline_section(dataset: Dataset) -> Section:
         Column("faster than the best", True),
         Column("apart"),
     )
-    notes = (
+    notes: tuple[str, ...] = (
         "Denominator everywhere: the best human baseline of the same cell (one task on one workload). "
         "Every cell weighs the same. The interval of a geomean holds the timing errors of its cells, "
         "not the choice of workloads.",
@@ -83,9 +88,16 @@ def headline_section(dataset: Dataset) -> Section:
     )
     if not found:
         return Section("headline", "Headline", ("No candidate in this run: baselines only.",))
-    lines = tuple(_headline_line(h) for h in found)
+    told = [h for h in found if h.scope == "overall" or _tried(h)] or found
+    if len(told) < len(found):
+        notes = (*notes, UNTRIED_NOTE)
+    lines = tuple(_headline_line(h) for h in told)
     lead = tuple(headline_sentence(h) for h in overall)
     return Section("headline", "Headline", notes, lead, (Table(columns, lines),))
+
+
+def _tried(h: Headline) -> bool:
+    return bool(h.cells or h.proven or h.not_counted or h.no_baseline)
 
 
 def headline_sentence(h: Headline) -> str:

@@ -17,6 +17,7 @@ import pytest
 from harness.verdicts import Verdict
 from reports import RunError, load_run, render
 from reports.page import anchor
+from reports.sections import UNTRIED_NOTE, headline_section
 from reports.surroundings import warnings
 from tests.reports import synthetic
 
@@ -177,3 +178,23 @@ def test_a_noisy_machine_is_said_before_any_figure(tmp_path: Path) -> None:
     assert not [w for w in warnings(load_run(quiet)) if "noisy" in w]
     (said,) = [w for w in warnings(load_run(noisy)) if "noisy" in w]
     assert "4.0 %" in said
+
+
+def test_a_candidate_has_no_row_of_a_task_that_it_was_not_tried_in(tmp_path: Path) -> None:
+    """But what it lacks is counted in its last row; and one that was tried nowhere else keeps that row."""
+    w = synthetic.workload(4096)
+    told = []
+    for task, mine in (("mha", ("one", "both")), ("mha_causal", ("both",))):
+        told.append(synthetic.result(task, w, synthetic.candidate("sdpa", "baseline"), Verdict.OK,
+                                     synthetic.measurement(w, "sdpa", "h100", 400, synthetic.ratio("sdpa", 1.0))))  # fmt: skip
+        for name in mine:
+            m = synthetic.measurement(w, name, "h100", 500, synthetic.ratio("sdpa", 1.25))
+            told.append(synthetic.result(task, w, synthetic.candidate(name), Verdict.OK, m))
+    run = synthetic.write_run(tmp_path / "run", told)
+    (table,) = headline_section(load_run(run)).tables
+    rows = [[*(e.text for e in line[:3]), line[-1].text] for line in table.lines if not isinstance(line, str)]
+    assert rows == [
+        ["one", "mha", "1/1", "none"], ["one", "overall", "1/1", "1 not tried"],
+        ["both", "mha", "1/1", "none"], ["both", "mha_causal", "1/1", "none"], ["both", "overall", "2/2", "none"],
+    ]  # fmt: skip
+    assert UNTRIED_NOTE in headline_section(load_run(run)).paragraphs
