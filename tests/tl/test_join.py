@@ -20,9 +20,11 @@ from harness.tl.interpret import interpret
 from harness.tl.lower.cut import cut
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.gluon_aot import compile_for_hopper
+from harness.tl.lower.gluon_view import view
 from harness.tl.lower.join import LENGTHS, _always, _Asked, _end, join
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
+from harness.tl.syntax import Level
 from tasks import find
 from tests.tl.study.machine_code import disassembled
 from tests.tl.study.machine_code import loops as loops_of_code
@@ -44,9 +46,16 @@ WRITTEN = (
 )
 
 
-def split(task: str, bounds: list[str], masks: list[str], names: str = "jjjj") -> ir.Program:
-    """The reference program with loops one after the other, each with lines of its own for a mask."""
+def split(
+    task: str, bounds: list[str], masks: list[str], names: str = "jjjj", twice: bool = False
+) -> ir.Program:
+    """The reference program with loops one after the other, each with lines of its own for a mask.
+
+    With `twice` a second tile, T, is half of S, may be masked too, and raises S.
+    """
     text = text_of("reference", task)
+    if twice:
+        text = two_tiles(text)
     loop = text[HEAD.search(text).start() : text.index("\nend\n") + 5]  # type: ignore[union-attr]
     (own,) = (line for line in loop.splitlines(keepends=True) if " Mask " in line)
     parts = []
@@ -54,6 +63,15 @@ def split(task: str, bounds: list[str], masks: list[str], names: str = "jjjj") -
         part = HEAD.sub(f"for {name} = {start} : {stop}\n", loop.replace(own, lines))
         parts.append(part.replace("[L = j]", f"[L = {name}]"))
     return resolve(parse(text.replace(loop, "".join(parts))), find(task))
+
+
+def two_tiles(text: str) -> str:
+    (own,) = (line for line in text.splitlines(keepends=True) if " Mask " in line)
+    text = text.replace(own, f"    Compute T = S * 0.5\n{own}    Compute S = max(S, T)\n")
+    return text.replace(
+        "Allocate S in register (BM, BN)\n",
+        "Allocate S in register (BM, BN)\nAllocate T in register (BM, BN)\n",
+    )
 
 
 def after(prog: ir.Program) -> ir.Program:
@@ -182,6 +200,38 @@ def test_a_window_that_is_not_masked_long_enough_stays(middle: str) -> None:
     assert after(apart) == apart
 
 
+OTHER = MASK.replace("S", "T", 1)
+READS = "    Compute Mask S where T > 0 - 1\n"
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        [
+            MASK.replace("seq_q", "seq_q - 7"),
+            OTHER.replace("seq_q", "seq_q - 7"),
+        ],  # one condition, of two tiles
+        [READS, OTHER + READS],  # T is masked before S looks at it, where it is
+    ],
+)
+def test_masks_of_other_tiles_stay(masks: list[str]) -> None:
+    apart = split("mha_causal", ["0", FULL, ALL], masks, twice=True)
+    assert after(apart) == apart
+
+
+def test_bounds_that_are_one_object_twice_are_no_matter() -> None:
+    """As an outer loop with a step makes them."""
+    loop = "    Copy K (BN, dim) in coordinate [L = n] from global to shared\n    Compute GEMM Q, K^T and get S\n"
+    inner = [f"for n = {a} : {b}\n{loop}end\n" for a, b in (("j", "min(j, j)"), ("min(j, j)", "j"))]
+    text = text_of("reference", "mha_causal")
+    whole = text[HEAD.search(text).start() : text.index("\nend\n") + 5]  # type: ignore[union-attr]
+    rest = whole.replace("for j", "for n").replace("[L = j]", "[L = n]")
+    prog = resolve(
+        parse(text.replace(whole, f"for j = 0 : 2 step 2\n{''.join(inner)}end\n{rest}")), find("mha_causal")
+    )
+    assert view(prog.kernels[0])
+
+
 def test_a_mask_of_elements_stays() -> None:
     apart = split("mha_causal", ["0", FULL, ALL], ["", "    Compute Mask S where S < 3\n"])
     assert after(apart) == apart
@@ -191,6 +241,11 @@ BOUNDS = st.sampled_from([
     "0", "1", "2", FULL, f"{FULL} + 1", f"max(0, {X}) // BN", f"max(0, {X} + 2) // BN", f"max(0, {X} + BN) // BN",
     f"max(1, {FULL})", f"min(3, {FULL})", f"({X} + 1) // BN", f"ceil(max(0, {X} - 5) / BN)", f"ceil(max(0, {X} + 1) / BN)",
     "ceil(seq_k / BN)", ALL, f"max({ALL}, {FULL})", "i", "0 - 1",
+])  # fmt: skip
+OF_TWO = st.sampled_from([
+    "", MASK, MASK.replace("S", "T", 1), MASK + MASK.replace("S", "T", 1), MASK.replace("S", "T", 1) + MASK,
+    "    Compute Mask S where T > 0 - 1\n", MASK.replace("S", "T", 1) + "    Compute Mask S where T > 0 - 1\n",
+    f"    Compute Mask T where k < {X} + 1\n", f"    Compute Mask S where k < {X} + 1\n",
 ])  # fmt: skip
 MASKS = st.sampled_from([
     "", MASK, "    Compute Mask S where k >= 7\n", f"    Compute Mask S where k < {X} + 1\n",
@@ -213,6 +268,22 @@ def test_whatever_is_joined_computes_bit_for_bit_what_it_did(
     bounds: list[str], masks: list[str], seqs: tuple[int, int]
 ) -> None:
     apart = split("mha_causal", bounds, masks)
+    joined = after(apart)
+    event(f"{len(loops(apart)) - len(loops(joined))} joined")
+    if joined != apart:
+        assert torch.equal(results(apart, seqs), results(joined, seqs)), (bounds, masks)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    bounds=st.tuples(st.just("0"), LIKELY | BOUNDS, BOUNDS).map(list),
+    masks=st.lists(OF_TWO, min_size=2, max_size=2),
+    seqs=st.sampled_from([(70, 130), (64, 64), (130, 70), (33, 100)]),
+)
+def test_masks_of_two_tiles_that_are_joined_compute_bit_for_bit_what_they_did(
+    bounds: list[str], masks: list[str], seqs: tuple[int, int]
+) -> None:
+    apart = split("mha_causal", bounds, masks, twice=True)
     joined = after(apart)
     event(f"{len(loops(apart)) - len(loops(joined))} joined")
     if joined != apart:
@@ -305,7 +376,7 @@ def test_what_is_said_to_hold_holds_in_every_round_of_every_size(
     atom: ir.Expr, start: ir.Expr, stop: ir.Expr
 ) -> None:
     loop = ir.For("j", start, stop, ir.Const(1), ())
-    said = _always(_Asked(atom, TILE), loop, {SYMS["BM"], SYMS["BN"], *LENGTHS})
+    said = _always(_Asked(atom, ir.Tile("S", Level.REGISTER, TILE)), loop, {SYMS["BM"], SYMS["BN"], *LENGTHS})
     event(f"said: {said}")
     for env in SIZES if said else ():
         for j in range(evaluate(start, env), evaluate(stop, env)):

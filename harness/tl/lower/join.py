@@ -90,8 +90,8 @@ def _end(first: ir.For, then: ir.For, positive: set[ir.Sym]) -> ir.Expr | None:
     """
     from_0 = first.start == ir.Const(0)
     match first.stop:
-        case ir.Op(fn="min", args=args) if then.stop in args and len(args) == 2:
-            (other,) = [a for a in args if a is not args[args.index(then.stop)]]
+        case ir.Op(fn="min", args=(a, b)) if then.stop in (a, b):
+            other = b if a == then.stop else a
             if _reaches(first.start, other) or (from_0 and _never_negative(other, positive)):
                 return then.stop
     if _reaches(first.start, first.stop) or (from_0 and _never_negative(first.stop, positive)):
@@ -118,10 +118,10 @@ class _Union:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Whether a comparison holds for all of a tile."""
+    """Whether a comparison holds for all of a tile; the same one asks something else of another tile."""
 
     atom: ir.Expr
-    shape: tuple[ir.Expr, ir.Expr]
+    tile: ir.Tile
 
 
 def _union(first: Sequence[ir.Node], then: Sequence[ir.Node]) -> _Union | None:
@@ -136,6 +136,8 @@ def _union(first: Sequence[ir.Node], then: Sequence[ir.Node]) -> _Union | None:
             right.pop(0)
             continue
         mine, theirs = _masks(left), _masks(right)
+        if any(isinstance(e, ir.Ref) for mask in (*mine, *theirs) for e in ir.walk(mask.cond)):
+            return None  # what it reads may be what another mask writes, and their order is not kept
         try:
             own, other = (list(map(_asked, masks)) for masks in (mine, theirs))
         except NotLinear:
@@ -159,13 +161,13 @@ def _masks(nodes: list[ir.Node]) -> list[ir.Mask]:
 
 
 def _asked(mask: ir.Mask) -> list[_Asked]:
-    return [_Asked(atom, mask.tile.shape) for atom in atoms(mask.cond)]
+    return [_Asked(atom, mask.tile) for atom in atoms(mask.cond)]
 
 
 def _always(asked: _Asked, loop: ir.For, positive: set[ir.Sym]) -> bool:
     """Whether it is known to hold in every round of the loop."""
     try:
-        return _holds(corner(slack_of(asked.atom), asked.shape), loop, positive)
+        return _holds(corner(slack_of(asked.atom), asked.tile.shape), loop, positive)
     except NotLinear:
         return False
 
@@ -216,9 +218,8 @@ def _tops(number: ir.Expr) -> list[Poly]:
 def _lows(start: ir.Expr, by: Poly, stop: ir.Expr) -> list[Poly]:
     """What `start`, less than `stop`, times the positive `by` is known to reach."""
     match _bare(start):
-        case ir.Op(fn="min", args=args) if stop in args and len(args) == 2:
-            (other,) = [a for a in args if a is not args[args.index(stop)]]
-            return _lows(other, by, stop)
+        case ir.Op(fn="min", args=(a, b)) if stop in (a, b):
+            return _lows(b if a == stop else a, by, stop)
         case ir.Op(fn="max", args=args):
             return [low for a in args for low in _lows(a, by, stop)]
         case ir.Op(fn="ceildiv", args=(number, divisor)) if poly(divisor) == by:
