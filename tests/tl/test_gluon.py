@@ -382,17 +382,45 @@ def growing(task: Task, w: Workload, step: float) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("rescale", [0, 1, 2])
-@pytest.mark.parametrize("step", [0.05, 0.4, 3.0])
+@pytest.mark.parametrize("step", [0.05, 0.4, 3.0, -0.05, -0.4, -3.0])
 def test_rare_rescaling_gives_the_result_where_maxima_keep_growing(rescale: int, step: float) -> None:
-    """Later keys score higher and higher: by little, by less than what counts in a round, and by leaps."""
+    """By little, by less than what counts in a round, and by leaps; rounds run from the last to the first."""
     task, prog = program("reference", "mha")
     w = shape(task, 128, 512, "fp16")
     given = growing(task, w, step)
     lowered = lower_gluon(prog, task, choice={"consumers": 2, "BN": 64, "overlap": 1, "rescale": rescale})
     out = torch.full(task.outputs[0].shape(w), float("nan"), dtype=w.torch_dtype)
-    Device().module(lowered.files["attention.py"]).attention(**given, out=out, **task.scalars(w))
+    module = Device().module(lowered.files["attention.py"])
+    seen = moves(module)
+    module.attention(**given, out=out, **task.scalars(w))
     wanted = expected(task, w, given, torch.float64)["out"]
     assert (out.double() - wanted.double()).abs().max() < TOLERANCE["fp16"]
+    later = [share for share in seen if share is not None]
+    if not rescale:
+        assert not seen
+    elif step > 0:  # the first round has found the greatest
+        assert later and max(later) == 0
+    elif step == -0.05:
+        assert 0 < sum(later) < len(later)
+    else:
+        assert later and min(later) == 1
+
+
+def moves(module: Any) -> list[float | None]:
+    """Of each round that asks, the share of maxima that have moved; None for a first one, where all do."""
+    seen: list[float | None] = []
+    space = module.attention.__globals__
+    asked = space.get("moved")
+
+    def moved(part: Any, parts: Any) -> Any:
+        found = asked(part, parts)
+        before, now = torch.as_tensor(parts), torch.as_tensor(found[0])
+        seen.append(None if torch.isinf(before).all() else float((now != before).float().mean()))
+        return found
+
+    if asked is not None:
+        space["moved"] = moved
+    return seen
 
 
 def test_a_carried_product_is_issued_before_the_result_is_stored() -> None:

@@ -144,12 +144,12 @@ def widened(w: Workload, columns: int, rounds: Sequence[int], causal: bool) -> d
 def growing(
     task: Task, w: Workload, given: Mapping[str, torch.Tensor], step: float
 ) -> dict[str, torch.Tensor]:
-    """The same inputs, but each key's score is greater by `step` than the last one's: one column of both says so.
+    """The same inputs, but each key's score is greater by `step` than the last one's, or less: by one column of both.
 
     The other columns stay as random as they were, so that the products take as much power as before.
     """
     q, k = given["q"].clone(), given["k"].clone()
     ramp = step / task.scalars(w)["scale"] * torch.arange(w.seq_k, device=k.device)
     q[..., 0] = 1.0
-    k[..., 0] = (ramp - ramp[-1]).view(1, -1, 1).to(k.dtype)
+    k[..., 0] = (ramp - ramp.max()).view(1, -1, 1).to(k.dtype)
     return {**given, "q": q, "k": k}

@@ -52,7 +52,7 @@ class Bench(Protocol):
     ) -> dict[str, list[float]]:
         """Every replay of each, taking turns; a name stands for a baseline. Who cannot run is left out.
 
-        With `step`, each key's score is greater by that than the last one's.
+        With `step`, each key's score differs by that from the last one's.
         """
 
 
@@ -153,8 +153,7 @@ class GpuBench:
                 graphs[name] = tuning_clock.captured(self._call(w, what, tensors))
             except Exception as problem:  # such as a library that is not there
                 print(f"  {name}: {tuning_clock.failure(problem)}", file=sys.stderr)
-        once = tuning_clock.samples_ms(graphs, 2)
-        return tuning_clock.samples_ms(graphs, rounds, max(min(times) for times in once.values()))
+        return _in_turns(graphs, rounds)
 
     def _call(self, w: Workload, what: Choice | str, tensors: dict[str, torch.Tensor]) -> Callable[[], Any]:
         if not isinstance(what, str):
@@ -195,8 +194,15 @@ class GpuFolders:
                 graphs[name] = tuning_clock.captured(call)
             except Exception as problem:  # a line of the record
                 problems[name] = tuning_clock.failure(problem)
-        once = tuning_clock.samples_ms(graphs, 2)
-        return tuning_clock.samples_ms(graphs, rounds, max(min(t) for t in once.values())), problems
+        return _in_turns(graphs, rounds), problems
+
+
+def _in_turns(graphs: Mapping[str, torch.cuda.CUDAGraph], rounds: int) -> dict[str, list[float]]:
+    """With as much rest before each replay as the slowest takes."""
+    if not graphs:
+        return {}
+    once = tuning_clock.samples_ms(graphs, 2)
+    return tuning_clock.samples_ms(graphs, rounds, max(min(times) for times in once.values()))
 
 
 def ran(job: tuple[str, Workload, str]) -> str:

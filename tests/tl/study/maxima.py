@@ -1,4 +1,4 @@
-"""Owns what growing maxima cost: each way to rescale on a workload's own inputs, and on such that every round grows."""
+"""Owns what growing maxima cost: each way to rescale, on a workload's own inputs and where maxima grow in every round."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def maxima(
             problems = {n: why for n, choice in ways.items() if (why := bench.wrong(c.workload, choice))}
             able = {n: choice for n, choice in ways.items() if n not in problems}
             samples = {}
-            for inputs, step in ((OWN, 0.0), (GROWING, GROWTH / ways["0"]["BN"])):
+            for inputs, step in ((OWN, 0.0), (GROWING, -GROWTH / ways["0"]["BN"])):
                 times = bench.samples_ms(c.workload, able, rounds, step)
                 samples[inputs] = {n: [round(t, 5) for t in own] for n, own in times.items()}
         choices = {n: dict(choice) for n, choice in ways.items()}
