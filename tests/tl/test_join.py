@@ -18,10 +18,11 @@ from harness.tl import ir
 from harness.tl.evaluate import evaluate, op
 from harness.tl.interpret import interpret
 from harness.tl.lower.cut import cut
+from harness.tl.lower.extremes import LENGTHS, within
 from harness.tl.lower.gluon import lower_gluon
 from harness.tl.lower.gluon_aot import compile_for_hopper
 from harness.tl.lower.gluon_view import view
-from harness.tl.lower.join import LENGTHS, _always, _Asked, _end, join
+from harness.tl.lower.join import _always, _Asked, _end, join
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
 from harness.tl.syntax import Level
@@ -397,3 +398,30 @@ def test_one_loop_has_the_rounds_of_two(
     for env in SIZES if end is not None else ():
         a, b, c, d = (evaluate(e, env) for e in (start, middle, stop, end))
         assert [*range(a, b), *range(b, c)] == list(range(a, d)), env
+
+
+@settings(deadline=None, max_examples=400)
+@given(start=st.just(ir.Const(0)) | INDICES, stop=INDICES)
+def test_a_loop_that_is_said_to_stay_within_the_keys_does(start: ir.Expr, stop: ir.Expr) -> None:
+    loop = ir.For("j", start, stop, ir.Const(1), ())
+    row = ir.GridAxis("i", op("ceildiv", SYMS["seq_q"], SYMS["BM"]), "rows")
+    said = within(loop, SYMS["seq_k"], SYMS["BN"], {SYMS["BM"], SYMS["BN"], *LENGTHS}, row)
+    event(f"said: {said}")
+    for env in SIZES if said else ():
+        for j in range(evaluate(start, env), evaluate(stop, env)):
+            assert 0 <= j * env["BN"] < env["seq_k"], env
+
+
+@pytest.mark.parametrize(("full", "tiles"), WRITTEN)
+def test_loops_as_models_write_them_are_known_to_stay_within_the_keys(full: str, tiles: str) -> None:
+    """So where tiles divide the keys, none is looked at for keys that are not there."""
+    prog = split("mha_causal", ["0", full, tiles], ["", MASK])
+    assert "if not EVEN_seq_k_BN" in lower_gluon(prog, find("mha_causal")).files["attention.py"]
+
+
+@pytest.mark.parametrize("stop", ["ceil(seq_k / BN) + 1", "5", f"ceil(max(0, {X} + 2 * BM) / BN)"])
+@pytest.mark.parametrize("mask", ["", "    Compute Mask S where k > q + seq_k - seq_q - 40\n"])
+def test_keys_past_the_end_count_in_nothing_where_tiles_divide_the_keys(stop: str, mask: str) -> None:
+    task, prog = find("mha_causal"), split("mha_causal", ["0", stop], [mask])
+    gaps = emulated(task, prog, {"consumers": 1, "BN": 32}, ((128, 128),))
+    assert max(gaps) < TOLERANCE["fp16"], gaps

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.tl import ir
+from harness.tl.lower.extremes import LENGTHS, within
 from harness.tl.lower.facts import leaves_through
 from harness.tl.lower.gluon_channels import Channel, Piece, taken
 from harness.tl.lower.gluon_prelude import in_gluon
@@ -250,11 +251,22 @@ class ProductText(KernelText):
     def _evenly(self, axis: ir.Axis, columns: ir.Expr) -> str | None:
         """The constexpr that says that no tile along the axis has dead positions, if it can be known."""
         match axis.base:
-            case ir.Op(fn="mul", args=args) if columns in args:
+            case ir.Op(fn="mul", args=args) if columns in args and self._stays(args, columns, axis.role):
                 name = f"EVEN_{axis.role}_{self.block(columns)}"
                 self.evens[name] = (ir.Op("mod", (ir.Sym(axis.role), columns)), ir.Const(0))
                 return name
         return None
+
+    def _stays(self, factors: tuple[ir.Expr, ...], columns: ir.Expr, role: str) -> bool:
+        """Whether no tile that begins at the product of these begins past the end of the axis."""
+        symbols = {p for f in factors for p in ir.walk(f) if isinstance(p, ir.Sym)}
+        loops = [n for n in ir.nodes(self.kernel.body) if isinstance(n, ir.For) and ir.Sym(n.var) in symbols]
+        shapes = [e for t in self.kernel.tiles for e in t.shape]
+        positive = LENGTHS | {p for e in shapes for p in ir.walk(e) if isinstance(p, ir.Sym)}
+        row = next(a for a in self.kernel.grid if a.role == "rows")
+        return all(
+            ir.Sym(n.var) in factors and within(n, ir.Sym(role), columns, positive, row) for n in loops
+        )
 
     def _drop_dead(self, name: str, axis: ir.Axis | None, columns: ir.Expr, fill: str) -> None:
         """Dead positions of a tile take the value that changes nothing."""

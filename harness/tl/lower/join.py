@@ -8,16 +8,16 @@ the bounds, on integers, or the loops stay.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.tl import ir, syntax
 from harness.tl.evaluate import op
-from harness.tl.lower.peel import NotLinear, Poly, add, atoms, by_round, corner, poly, slack_of, sub, times
+from harness.tl.lower.extremes import LENGTHS, at_least_0, counts_from_0, highs, lows, never_negative
+from harness.tl.lower.peel import NotLinear, Poly, add, atoms, by_round, corner, slack_of, sub, times
 from harness.tl.lower.rewrite import renamed, rewritten
 
 ONE = ir.Const(1)
-LENGTHS = {ir.Sym("seq_q"), ir.Sym("seq_k")}
 
 
 def join(kernel: ir.Kernel) -> ir.Kernel:
@@ -92,9 +92,9 @@ def _end(first: ir.For, then: ir.For, positive: set[ir.Sym]) -> ir.Expr | None:
     match first.stop:
         case ir.Op(fn="min", args=(a, b)) if then.stop in (a, b):
             other = b if a == then.stop else a
-            if _reaches(first.start, other) or (from_0 and _never_negative(other, positive)):
+            if _reaches(first.start, other) or (from_0 and never_negative(other, positive)):
                 return then.stop
-    if _reaches(first.start, first.stop) or (from_0 and _never_negative(first.stop, positive)):
+    if _reaches(first.start, first.stop) or (from_0 and never_negative(first.stop, positive)):
         return op("max", first.stop, then.stop)
     return None
 
@@ -177,98 +177,10 @@ def _holds(slack: Poly, loop: ir.For, positive: set[ir.Sym]) -> bool:
     if not all(factor in positive for product in growth for factor in product):
         return False
     if not growth:
-        return _at_least_0(rest, positive)
+        return at_least_0(rest, positive)
     if all(c > 0 for c in growth.values()):  # least in the first round
-        return any(_at_least_0(add(rest, low), positive) for low in _lows(loop.start, growth, loop.stop))
-    if all(c < 0 for c in growth.values()) and _never_negative(loop.start, positive):  # in the last
+        return any(at_least_0(add(rest, low), positive) for low in lows(loop.start, growth, loop.stop))
+    if all(c < 0 for c in growth.values()) and counts_from_0(loop, positive):  # in the last
         fall = times(growth, {(): -1})
-        return any(_at_least_0(sub(add(rest, fall), high), positive) for high in _highs(loop.stop, fall))
+        return any(at_least_0(sub(add(rest, fall), high), positive) for high in highs(loop.stop, fall))
     return False
-
-
-# --- bounds -----------------------------------------------------------------------------------------
-
-
-def _highs(stop: ir.Expr, by: Poly) -> list[Poly]:
-    """What `stop`, a positive number, times the positive `by` is known not to exceed."""
-    match _bare(stop):
-        case ir.Op(fn="max", args=args):
-            left = [a for a in args if not _never_positive(a)]
-            return _highs(left[0], by) if len(left) == 1 else []
-        case ir.Op(fn="min", args=args):
-            return [high for a in args for high in _highs(a, by)]
-        case ir.Op(fn="floordiv", args=(number, divisor)) if poly(divisor) == by:
-            return _tops(number)
-        case ir.Op(fn="ceildiv", args=(number, divisor)) if poly(divisor) == by:
-            return [sub(add(top, by), {(): 1}) for top in _tops(number)]
-    return [times(poly(stop), by)]
-
-
-def _tops(number: ir.Expr) -> list[Poly]:
-    """What a positive number is known not to exceed."""
-    match number:
-        case ir.Op(fn="max", args=args):
-            left = [a for a in args if not _never_positive(a)]
-            return _tops(left[0]) if len(left) == 1 else []
-        case ir.Op(fn="min", args=args):
-            return [top for a in args for top in _tops(a)]
-    return [poly(number)]
-
-
-def _lows(start: ir.Expr, by: Poly, stop: ir.Expr) -> list[Poly]:
-    """What `start`, less than `stop`, times the positive `by` is known to reach."""
-    match _bare(start):
-        case ir.Op(fn="min", args=(a, b)) if stop in (a, b):
-            return _lows(b if a == stop else a, by, stop)
-        case ir.Op(fn="max", args=args):
-            return [low for a in args for low in _lows(a, by, stop)]
-        case ir.Op(fn="ceildiv", args=(number, divisor)) if poly(divisor) == by:
-            return _bottoms(number)
-        case ir.Op(fn="floordiv", args=(number, divisor)) if poly(divisor) == by:
-            return [add(sub(low, by), {(): 1}) for low in _bottoms(number)]
-        case ir.Op(fn="min" | "where"):
-            return []
-    return [times(poly(start), by)]
-
-
-def _bottoms(number: ir.Expr) -> list[Poly]:
-    """What a number is known to reach."""
-    match number:
-        case ir.Op(fn="max", args=args):
-            return [low for a in args for low in _bottoms(a)]
-        case ir.Op(fn="min"):
-            return []
-    return [poly(number)]
-
-
-def _bare(number: ir.Expr) -> ir.Expr:
-    """What it is when sums and products around it do nothing."""
-    match list(poly(number).items()):
-        case [((ir.Op() as only,), 1)]:
-            return only
-    return number
-
-
-def _at_least_0(number: Poly, positive: Collection[ir.Sym]) -> bool:
-    return all(c > 0 and all(factor in positive for factor in product) for product, c in number.items())
-
-
-def _never_negative(number: ir.Expr, positive: Collection[ir.Sym]) -> bool:
-    match number:
-        case ir.Const(value=int() as value):
-            return value >= 0
-        case ir.Sym():
-            return number in positive
-        case ir.Op(fn="max", args=args):
-            return any(_never_negative(a, positive) for a in args)
-        case ir.Op(fn="min" | "add" | "mul", args=args):
-            return all(_never_negative(a, positive) for a in args)
-        case ir.Op(fn="floordiv" | "ceildiv", args=(a, ir.Sym() as b)):
-            return b in positive and _never_negative(a, positive)
-        case ir.Op(fn="floordiv" | "ceildiv", args=(a, ir.Const(value=int() as value))):
-            return value > 0 and _never_negative(a, positive)
-    return False
-
-
-def _never_positive(number: ir.Expr) -> bool:
-    return isinstance(number, ir.Const) and isinstance(number.value, int) and number.value <= 0
