@@ -47,7 +47,8 @@ def main(words: Sequence[str] | None = None, device: Device | None = None) -> No
         _once(device, names[0], given)
         return
     today = datetime.date.today().isoformat()
-    record = Record(given.out / f"{given.part}.json", given.part, device.about(), today)
+    about = device.about() | ({"run": given.run.resolve().name} if given.part == "anew" else {})
+    record = Record(given.out / f"{given.part}.json", given.part, about, today)
     deadline = Deadline(given.minutes)
     if given.part == "ablation":
         extra = given.choices.split(",") if given.choices else []

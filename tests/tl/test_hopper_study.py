@@ -541,6 +541,22 @@ def test_programs_are_compiled_anew_and_timed_beside_what_they_were(tmp_path: Pa
     one = f"{first.split()[1]} 1.250 (0)"
     assert f"| mha_causal tl-compiled-x-1 | 1 | 0.900, least 0.900 | 1.125, least 1.125 | {one} |" in lines
     assert f"- {second}, tl-compiled-x-1 anew: off by 3" in lines
+    assert record["about"]["run"] == "run"
+    played.left = 0
+    main(words, played)  # nothing is left, so nothing is timed
+
+
+def test_a_program_that_the_compiler_refuses_now_is_named_and_the_others_timed(tmp_path: Path) -> None:
+    run = models_run(tmp_path / "run")
+    odd = run / "artifacts" / "tl-compiled-x-1" / "program.tl"
+    odd.write_text(
+        odd.read_text().replace("i = ceil(seq_q / BM)", "i = seq_q").replace("[L = i]", "[L = i / BM]")
+    )
+    main(["anew", "--run", str(run), "--out", str(tmp_path / "out")], Played())
+    record = json.loads((tmp_path / "out" / "anew.json").read_text())
+    for entry in record["cells"].values():
+        assert list(entry["problems"]) == ["tl-compiled-x-1 anew"] and len(entry["samples_ms"]) == 5
+    assert "counts no tiles of query rows" in tables([record])
 
 
 # --- the weakest, and the tables ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.targets import find_target
 from harness.tl.lower.gluon import lower_gluon
+from harness.tl.lower.lowered import LowerError
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
 from tasks import Task, Workload, find
@@ -48,20 +49,17 @@ def anew(device: Device, record: Record, run: Path, deadline: Deadline, rounds: 
             task = programs[0].task
             work = {f"{task.name} {w.key}": w for w in _workloads(run, task)}
             left = [w for key, w in work.items() if key not in record.cells]
-            folders = {
-                f"{p.name} {how}": folder
-                for p in programs
-                for how, folder in (
-                    (RECORDED, p.folder),
-                    (ANEW, p.compiled(Path(scratch) / task.name / p.name)),
-                )
-            }
+            if not left or deadline.over:
+                print(f"{task.name}: {'no time left' if left else 'recorded already'}")
+                continue
+            folders, refused = _folders(programs, Path(scratch) / task.name)
             with device.folders(task, left, folders) as timed:
                 for w in left:
                     if deadline.over:
                         print(f"{task.name} {w.key}: no time left")
                         continue
                     samples, problems = timed.samples_ms(w, HUMANS, rounds)
+                    problems = refused | problems
                     entry = {
                         "programs": [p.name for p in programs],
                         "problems": problems,
@@ -69,6 +67,19 @@ def anew(device: Device, record: Record, run: Path, deadline: Deadline, rounds: 
                     }
                     record.put(f"{task.name} {w.key}", entry)
                     print(f"{task.name} {w.key}: {len(samples)} timed, {len(problems)} not", flush=True)
+
+
+def _folders(programs: Sequence[Written], scratch: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """By name and how: the candidates; and what today's compiler says of those that it refuses."""
+    folders: dict[str, Path] = {}
+    refused: dict[str, str] = {}
+    for p in programs:
+        folders[f"{p.name} {RECORDED}"] = p.folder
+        try:
+            folders[f"{p.name} {ANEW}"] = p.compiled(scratch / p.name)
+        except LowerError as error:
+            refused[f"{p.name} {ANEW}"] = str(error)
+    return folders, refused
 
 
 def _by_task(run: Path) -> dict[str, list[Written]]:
