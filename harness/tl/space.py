@@ -13,6 +13,7 @@ from harness.tl.checks.roles import points
 from harness.tl.diagnostics import Finding, finding
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.facts import ahead, grows, leaves_through, may_rescale_rarely
+from harness.tl.lower.gluon_view import loops_of
 from harness.tl.problem import TaskLike, all_workloads, scalars
 from harness.tl.roles import RoleDemand, Taken, row_extent
 from harness.tl.schedule import GRIDS, Schedule, asks_for_roles, spanned
@@ -70,8 +71,7 @@ def hopper_space(program: ir.Program) -> Iterator[dict[str, int]]:
     Other tile parameters take the program's own values, and so do the keys of `TRIED` that its line names.
     """
     rows, columns = _parameters(program)
-    loops = [n for k in program.kernels for n in ir.nodes(k.body) if isinstance(n, ir.For)]
-    overlaps = (1, 0) if any(ahead(loop) is not None for loop in loops) else (0,)
+    overlaps = (1, 0) if any(ahead(loop) is not None for loop in loops_of(program)) else (0,)
     longest = int(any(grows(k, a.name) for k in program.kernels for a in k.grid if a.role == "rows"))
     own = {name: values for name, values in program.parameters if name not in (rows, columns)}
     told = dict(program.parameters)[columns] if columns else (0,)

@@ -14,7 +14,9 @@ import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from harness.targets import find_target
 from harness.tl import ir
+from harness.tl.check import check
 from harness.tl.evaluate import evaluate, op
 from harness.tl.interpret import interpret
 from harness.tl.lower.cut import cut
@@ -25,11 +27,12 @@ from harness.tl.lower.gluon_view import view
 from harness.tl.lower.join import _always, _Asked, _end, join
 from harness.tl.parse import parse
 from harness.tl.resolve import resolve
+from harness.tl.space import hopper_space
 from harness.tl.syntax import Level
 from tasks import find
 from tests.tl.study.machine_code import disassembled
 from tests.tl.study.machine_code import loops as loops_of_code
-from tests.tl.test_cut import CONDITIONS, FULL, MASK, TILES, behind, causal, loops
+from tests.tl.test_cut import CONDITIONS, EARLY, FULL, MASK, TILES, behind, causal, loops
 from tests.tl.test_gluon import SHAPES, emulated
 from tests.tl.triton_trial import TOLERANCE, inputs, shape, text_of
 
@@ -162,6 +165,18 @@ def test_its_loops_have_the_same_machine_code(dim: int) -> None:
         found.append([{n: c for n, c in x.opcodes.items() if WORK.match(n)} for x in loops_of_code(listing)])
         assert kernel.spill_bytes == 0
     assert found[0] == found[1] and all(code["HGMMA"] for code in found[0]) and found[0]
+
+
+@pytest.mark.parametrize("condition", [*CONDITIONS, *EARLY])
+def test_the_search_and_the_checker_know_that_products_run_ahead_of_a_mask_behind_a_branch(
+    condition: str,
+) -> None:
+    task, text = find("mha_causal"), text_of("reference", "mha_causal").replace(MASK, behind(condition))
+    line = next(line for line in text.splitlines() if line.startswith("Schedule"))
+    text = text.replace(line, "Schedule overlap true, consumers 2")
+    assert {choice["overlap"] for choice in hopper_space(causal(behind(condition)))} == {0, 1}
+    report = check(text, task, target=find_target("h100"))
+    assert report.ok and not [f for f in report.findings if f.code == "TL907"], report.findings
 
 
 # --- what is not -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from harness.tl.checks.schedule import Given, Value, keys_of
 from harness.tl.diagnostics import Finding, Severity, finding
 from harness.tl.evaluate import evaluate
 from harness.tl.lower.facts import ahead, grows
+from harness.tl.lower.gluon_view import loops_of
 from harness.tl.problem import TaskLike
 from harness.tl.roles import row_extent
 from harness.tl.schedule import ROWS, asks_for_roles
@@ -35,6 +36,7 @@ def _in_vain(program: ir.Program, given: Given) -> list[Finding]:
         text = "`pingpong` lets consumers take turns, and there is one consumer"
         found.append(finding("TL907", given["pingpong"][0], text, "leave `pingpong` out, or 2 consumers"))
     loops = [n for k in program.kernels for n in ir.nodes(k.body) if isinstance(n, ir.For)]
+    loops += loops_of(program)
     if _always(given, "overlap") and not any(ahead(loop) is not None for loop in loops):
         text = "`overlap` issues products a round ahead, and every product needs what its own round computes"
         found.append(finding("TL907", given["overlap"][0], text, "leave `overlap` out"))

@@ -37,8 +37,7 @@ class View:
 
 def view(kernel: ir.Kernel) -> View:
     """The two kernels; raises LowerError where rows cannot be shared out among warpgroups."""
-    kernel = without_copies(kernel)
-    kernel = join(cut(replace(kernel, body=tuple(_counted(n) for n in kernel.body))))
+    kernel = straightened(without_copies(kernel))
     axis, rows = _row_axis(kernel)
     kernel = forwards(kernel)
     grouped = _grouped(kernel, axis, rows)
@@ -46,6 +45,16 @@ def view(kernel: ir.Kernel) -> View:
     body = tuple(_of_group(n, tiles, grouped) for n in kernel.body)
     group = replace(kernel, tiles=tuple(tiles.values()), body=body)
     return View(kernel, group, axis, _stored_at(body), rows, frozenset(t.key for t in grouped))
+
+
+def straightened(kernel: ir.Kernel) -> ir.Kernel:
+    """With loops that count by one, cut where a branch turns and joined where masks tell nothing."""
+    return join(cut(replace(kernel, body=tuple(_counted(n) for n in kernel.body))))
+
+
+def loops_of(program: ir.Program) -> list[ir.For]:
+    """Those that Hopper's compiler writes."""
+    return [n for k in program.kernels for n in ir.nodes(straightened(k).body) if isinstance(n, ir.For)]
 
 
 def _stored_at(body: tuple[ir.Node, ...]) -> ir.Expr | None:
