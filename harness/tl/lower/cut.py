@@ -6,11 +6,12 @@ the branch do the same rounds in the same order, and products of the next round 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from harness.tl import ir
 from harness.tl.evaluate import op
+from harness.tl.lower.extremes import positive_in
 from harness.tl.lower.peel import NotLinear, atoms, bounds, slack_of
 
 ONE = ir.Const(1)
@@ -30,11 +31,10 @@ class _Turn:
 
 def cut(kernel: ir.Kernel) -> ir.Kernel:
     """The kernel with every loop that counts by one cut where its branches turn, innermost first."""
-    positive = {s for t in kernel.tiles for e in t.shape for s in ir.walk(e) if isinstance(s, ir.Sym)}
-    return replace(kernel, body=_cut(kernel.body, positive))
+    return replace(kernel, body=_cut(kernel.body, positive_in(kernel)))
 
 
-def _cut(nodes: Sequence[ir.Node], positive: set[ir.Sym]) -> tuple[ir.Node, ...]:
+def _cut(nodes: Sequence[ir.Node], positive: Collection[ir.Sym]) -> tuple[ir.Node, ...]:
     found: list[ir.Node] = []
     for node in nodes:
         match node:
@@ -47,7 +47,7 @@ def _cut(nodes: Sequence[ir.Node], positive: set[ir.Sym]) -> tuple[ir.Node, ...]
     return tuple(found)
 
 
-def _parts(loop: ir.For, positive: set[ir.Sym]) -> list[ir.Node]:
+def _parts(loop: ir.For, positive: Collection[ir.Sym]) -> list[ir.Node]:
     """The loop, or those that do the same one after the other."""
     for branch in (n for n in loop.body if isinstance(n, ir.If) and loop.step == ONE):
         turn = _turn(branch.cond, loop, positive)
@@ -76,7 +76,7 @@ def _decided(
     return tuple(found)
 
 
-def _turn(cond: ir.Expr, loop: ir.For, positive: set[ir.Sym]) -> _Turn | None:
+def _turn(cond: ir.Expr, loop: ir.For, positive: Collection[ir.Sym]) -> _Turn | None:
     """Where one of the comparisons of a condition turns, the first that does; None where none is known to."""
     try:
         every = tuple(atoms(cond))

@@ -10,7 +10,13 @@ from collections.abc import Collection
 from harness.tl import ir
 from harness.tl.lower.peel import NotLinear, Poly, add, poly, sub, times
 
-LENGTHS = {ir.Sym("seq_q"), ir.Sym("seq_k")}
+LENGTHS = frozenset({ir.Sym("seq_q"), ir.Sym("seq_k")})
+
+
+def positive_in(kernel: ir.Kernel) -> frozenset[ir.Sym]:
+    """Symbols that are at least 1: sizes of tiles, and the lengths of queries and keys."""
+    shapes = [size for tile in kernel.tiles for size in tile.shape]
+    return LENGTHS | {part for size in shapes for part in ir.walk(size) if isinstance(part, ir.Sym)}
 
 
 def highs(stop: ir.Expr, by: Poly) -> list[Poly]:
@@ -51,9 +57,7 @@ def _without_minimum(number: Poly) -> list[Poly]:
 
 def lows(start: ir.Expr, by: Poly, stop: ir.Expr) -> list[Poly]:
     """What `start`, less than `stop`, times the positive `by` is known to reach."""
-    match _bare(start):
-        case ir.Op(fn="min", args=(a, b)) if stop in (a, b):
-            return lows(b if a == stop else a, by, stop)
+    match _bare(before(start, stop)):
         case ir.Op(fn="max", args=args):
             return [low for a in args for low in lows(a, by, stop)]
         case ir.Op(fn="ceildiv", args=(number, divisor)) if poly(divisor) == by:
@@ -91,6 +95,7 @@ def at_least_0(number: Poly, positive: Collection[ir.Sym]) -> bool:
 
 
 def never_negative(number: ir.Expr, positive: Collection[ir.Sym]) -> bool:
+    """Whether the number is known not to be below 0, by how it is written."""
     match number:
         case ir.Const(value=int() as value):
             return value >= 0
@@ -107,12 +112,17 @@ def never_negative(number: ir.Expr, positive: Collection[ir.Sym]) -> bool:
     return False
 
 
+def before(number: ir.Expr, stop: ir.Expr) -> ir.Expr:
+    """What min(stop, x) is where it is less than `stop`: x. Another number is itself."""
+    match number:
+        case ir.Op(fn="min", args=(a, b)) if stop in (a, b):
+            return b if a == stop else a
+    return number
+
+
 def counts_from_0(loop: ir.For, positive: Collection[ir.Sym]) -> bool:
     """Whether no round has a negative number; a loop from where it stops has none."""
-    match loop.start:
-        case ir.Op(fn="min", args=(a, b)) if loop.stop in (a, b):
-            return never_negative(b if a == loop.stop else a, positive)
-    return never_negative(loop.start, positive)
+    return never_negative(before(loop.start, loop.stop), positive)
 
 
 def _never_positive(number: ir.Expr) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.tl import ir
-from harness.tl.lower.extremes import LENGTHS, within
+from harness.tl.lower.extremes import positive_in, within
 from harness.tl.lower.facts import leaves_through
 from harness.tl.lower.gluon_channels import Channel, Piece, taken
 from harness.tl.lower.gluon_prelude import in_gluon
@@ -261,8 +261,7 @@ class ProductText(KernelText):
         """Whether no tile that begins at the product of these begins past the end of the axis."""
         symbols = {p for f in factors for p in ir.walk(f) if isinstance(p, ir.Sym)}
         loops = [n for n in ir.nodes(self.kernel.body) if isinstance(n, ir.For) and ir.Sym(n.var) in symbols]
-        shapes = [e for t in self.kernel.tiles for e in t.shape]
-        positive = LENGTHS | {p for e in shapes for p in ir.walk(e) if isinstance(p, ir.Sym)}
+        positive = positive_in(self.kernel)
         row = next(a for a in self.kernel.grid if a.role == "rows")
         return all(
             ir.Sym(n.var) in factors and within(n, ir.Sym(role), columns, positive, row) for n in loops

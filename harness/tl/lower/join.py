@@ -8,12 +8,20 @@ the bounds, on integers, or the loops stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from harness.tl import ir, syntax
 from harness.tl.evaluate import op
-from harness.tl.lower.extremes import LENGTHS, at_least_0, counts_from_0, highs, lows, never_negative
+from harness.tl.lower.extremes import (
+    at_least_0,
+    before,
+    counts_from_0,
+    highs,
+    lows,
+    never_negative,
+    positive_in,
+)
 from harness.tl.lower.peel import NotLinear, Poly, add, atoms, by_round, corner, slack_of, sub, times
 from harness.tl.lower.rewrite import renamed, rewritten
 
@@ -22,11 +30,10 @@ ONE = ir.Const(1)
 
 def join(kernel: ir.Kernel) -> ir.Kernel:
     """The kernel with neighbouring loops that count by one joined where that changes nothing."""
-    positive = {s for t in kernel.tiles for e in t.shape for s in ir.walk(e) if isinstance(s, ir.Sym)}
-    return replace(kernel, body=_joined(kernel.body, positive | LENGTHS))
+    return replace(kernel, body=_joined(kernel.body, positive_in(kernel)))
 
 
-def _joined(nodes: Sequence[ir.Node], positive: set[ir.Sym]) -> tuple[ir.Node, ...]:
+def _joined(nodes: Sequence[ir.Node], positive: Collection[ir.Sym]) -> tuple[ir.Node, ...]:
     found: list[ir.Node] = []
     for node in nodes:
         match node:
@@ -43,7 +50,7 @@ def _joined(nodes: Sequence[ir.Node], positive: set[ir.Sym]) -> tuple[ir.Node, .
     return tuple(found)
 
 
-def _both(first: ir.For, then: ir.For, positive: set[ir.Sym]) -> ir.For | None:
+def _both(first: ir.For, then: ir.For, positive: Collection[ir.Sym]) -> ir.For | None:
     """One loop for two, None where that may do something else."""
     if (first.stop, first.step, then.step) != (then.start, ONE, ONE):
         return None
@@ -82,21 +89,21 @@ def _mentions(node: ir.Node, symbol: ir.Sym) -> bool:
     return symbol in found
 
 
-def _end(first: ir.For, then: ir.For, positive: set[ir.Sym]) -> ir.Expr | None:
+def _end(first: ir.For, then: ir.For, positive: Collection[ir.Sym]) -> ir.Expr | None:
     """Where one loop from the first's start has to stop; None where there may be no such place.
 
     A loop that was cut meets its other part at min(stop, max(start, ...)): both have rounds within its bounds
     only. Else the first must not begin behind where it stops, as a loop may that has no rounds.
     """
-    from_0 = first.start == ir.Const(0)
-    match first.stop:
-        case ir.Op(fn="min", args=(a, b)) if then.stop in (a, b):
-            other = b if a == then.stop else a
-            if _reaches(first.start, other) or (from_0 and never_negative(other, positive)):
-                return then.stop
-    if _reaches(first.start, first.stop) or (from_0 and never_negative(first.stop, positive)):
-        return op("max", first.stop, then.stop)
-    return None
+
+    def follows(number: ir.Expr) -> bool:
+        from_0 = first.start == ir.Const(0) and never_negative(number, positive)
+        return from_0 or _reaches(first.start, number)
+
+    middle = before(first.stop, then.stop)
+    if middle != first.stop and follows(middle):
+        return then.stop
+    return op("max", first.stop, then.stop) if follows(first.stop) else None
 
 
 def _reaches(least: ir.Expr, number: ir.Expr) -> bool:
@@ -164,7 +171,7 @@ def _asked(mask: ir.Mask) -> list[_Asked]:
     return [_Asked(atom, mask.tile) for atom in atoms(mask.cond)]
 
 
-def _always(asked: _Asked, loop: ir.For, positive: set[ir.Sym]) -> bool:
+def _always(asked: _Asked, loop: ir.For, positive: Collection[ir.Sym]) -> bool:
     """Whether it is known to hold in every round of the loop."""
     try:
         return _holds(corner(slack_of(asked.atom), asked.tile.shape), loop, positive)
@@ -172,7 +179,7 @@ def _always(asked: _Asked, loop: ir.For, positive: set[ir.Sym]) -> bool:
         return False
 
 
-def _holds(slack: Poly, loop: ir.For, positive: set[ir.Sym]) -> bool:
+def _holds(slack: Poly, loop: ir.For, positive: Collection[ir.Sym]) -> bool:
     growth, rest = by_round(slack, ir.Sym(loop.var))
     if not all(factor in positive for product in growth for factor in product):
         return False
