@@ -61,8 +61,8 @@ SAMPLES_NOTE = (
 )
 
 UNTRIED_NOTE = (
-    "A task has a row of a candidate only where the candidate was tried; its row `overall` counts all cells "
-    "that it was not tried in."
+    "A task has a row of a candidate only where the candidate was tried; its row of all tasks counts the "
+    "cells that it was not tried in."
 )
 
 
